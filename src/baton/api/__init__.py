@@ -1,0 +1,1 @@
+"""The HTTP side of a worker: OpenAI's and SGLang's routes over one engine."""

@@ -1,0 +1,43 @@
+"""What the HTTP layer needs of an engine: submit, stream, abort, ask.
+
+Elsewhere: the real one over ZeroMQ (ipc/), HTTP (the rest of this package).
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from baton.core.request import EngineRequest
+from baton.messages.engine import EngineReady, EngineStats, TokenOutput
+
+
+class EngineClient(Protocol):
+    """One engine process, seen from the api process's event loop."""
+
+    @property
+    def ready(self) -> EngineReady:
+        """Facts of the engine; known before the HTTP server listens."""
+        ...
+
+    @property
+    def stats(self) -> EngineStats: ...
+
+    @property
+    def is_alive(self) -> bool:
+        """The process runs and its loop moves."""
+        ...
+
+    def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+        """Submit, then yield outputs; the last one, and only it, has `finish`. If the engine
+        dies, the last one has finish.reason ERROR and status 503. Closing the iterator early
+        (or cancelling its task) aborts the request in the engine."""
+        ...
+
+    def abort(self, request_id: str) -> bool:
+        """True if that request was running. Its iterator ends with finish.reason ABORT."""
+        ...
+
+    def abort_all(self) -> int: ...
+
+    async def flush_cache(self) -> int:
+        """Returns the number of blocks freed."""
+        ...

@@ -1,0 +1,97 @@
+"""The path of every generation request: admit, pair, run, answer.
+
+Invariant: however a request ends (answered, failed, client gone), its samples have ended in the
+engine and its ids are free again when this returns.
+Elsewhere: what was asked (convert_*.py), how it is shown (answers_*.py).
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from baton.api.admission import admit
+from baton.api.answers import Answer
+from baton.api.errors import CLIENT_CLOSED, GenerationFailed, describe, is_expected
+from baton.api.fan_out import Stream, merge
+from baton.api.outcome import Outcome, TokenCounts, count_tokens
+from baton.api.pairing import attach_peers
+from baton.api.request_id import REQUEST_ID, free_base_id
+from baton.api.running import Claim
+from baton.api.sample_stream import Stopwatch, stream_sample
+from baton.api.spec import GenerationSpec
+from baton.api.sse import DONE, EventStream
+from baton.api.state import Service
+from baton.obs.logs import event_log
+
+log = event_log("api")
+
+TOKEN_COUNTS: Final = web.RequestKey("token_counts", TokenCounts)
+"""What a request took and made, for its log line."""
+
+
+async def generate(
+    request: web.Request, service: Service, spec: GenerationSpec, answer: Answer
+) -> web.StreamResponse:
+    """Serve one request. Raises what errors.py can describe, unless an event was already sent."""
+    engine = service.live_engine()
+    state = service.state
+    base_id = spec.rid if isinstance(spec.rid, str) else free_base_id(request, service.running)
+    samples = admit(spec, service.limits, base_id, service.draw_seed)
+    with service.running.claim(base_id, [s.request.request_id for s in samples]) as claim:
+        stopwatches = [Stopwatch(service.metrics, state.clock) for _ in samples]
+        samples = await attach_peers(samples, state.role, state.resolve_prefill)
+        _stop_if_aborted(claim)
+        pieces = merge(
+            [
+                stream_sample(engine, state.tokenizer, sample, stopwatch)
+                for sample, stopwatch in zip(samples, stopwatches, strict=True)
+            ]
+        )
+        outcomes = [Outcome(sample) for sample in samples]
+        try:
+            if spec.stream:
+                return await _answer_with_events(request, pieces, outcomes, answer)
+            return await _answer_at_once(pieces, outcomes, answer)
+        finally:
+            request[TOKEN_COUNTS] = count_tokens(outcomes)
+
+
+def _stop_if_aborted(claim: Claim) -> None:
+    if claim.is_aborted:
+        raise GenerationFailed("the request was aborted", CLIENT_CLOSED, "aborted")
+
+
+async def _answer_at_once(
+    pieces: Stream, outcomes: Sequence[Outcome], answer: Answer
+) -> web.StreamResponse:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            outcomes[piece.index].add(piece)
+    return web.Response(body=answer.whole(outcomes), content_type="application/json")
+
+
+async def _answer_with_events(
+    request: web.Request, pieces: Stream, outcomes: Sequence[Outcome], answer: Answer
+) -> web.StreamResponse:
+    events = EventStream(request)
+    try:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                outcome = outcomes[piece.index]
+                outcome.add(piece)
+                await events.send(answer.events(piece, outcome))
+        await events.send([*answer.last_events(outcomes), DONE])
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception as error:
+        if not events.has_started:
+            raise
+        if not is_expected(error):
+            log.error("stream failed", exc=error, request_id=request[REQUEST_ID])
+        await events.send([msgspec.json.encode(describe(error)[1]), DONE])
+    await events.finish()
+    return events.response

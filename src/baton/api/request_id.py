@@ -1,0 +1,31 @@
+"""The id of one HTTP exchange: the client's x-request-id where it is sane, else a new one.
+
+Invariant: every answer carries its id; the engine's ids are made from it when the body has no rid.
+"""
+
+import re
+import secrets
+from typing import Final
+
+from aiohttp import web
+
+from baton.api.running import RunningRequests
+
+HEADER: Final = "X-Request-ID"
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+_SANE: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+def assign_request_id(request: web.Request) -> str:
+    asked = request.headers.get(HEADER, "")
+    request_id = asked if _SANE.fullmatch(asked) else secrets.token_hex(16)
+    request[REQUEST_ID] = request_id
+    return request_id
+
+
+def free_base_id(request: web.Request, running: RunningRequests) -> str:
+    """An id for the engine. Proxies may repeat an x-request-id, so a taken one gets a suffix."""
+    request_id = request[REQUEST_ID]
+    if request_id in running:
+        return f"{request_id}.{secrets.token_hex(4)}"
+    return request_id

@@ -1,0 +1,1 @@
+"""Words that every part of Baton shares: requests, sampling parameters, errors, clocks."""

@@ -1,0 +1,1 @@
+"""Prefill and decode on separate workers: the roles, their hand-over, the bootstrap server."""

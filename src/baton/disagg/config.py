@@ -1,0 +1,51 @@
+"""Deadlines of the hand-over. The variables are SGLang's and mean the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from baton.core.errors import ConfigError
+
+_PREFIX = "SGLANG_DISAGGREGATION_"
+
+
+@dataclass(frozen=True)
+class DisaggConfig:
+    """`bootstrap_timeout_s`: prefill waits for decode's blocks. `waiting_timeout_s`: decode waits,
+    first for room in its pool, then for the KV. A silent peer is given up after
+    `heartbeat_interval_s * heartbeat_max_failure` seconds; the defaults are Baton's own, so that a
+    hung peer is noticed in 3 s rather than SGLang's 10."""
+
+    bootstrap_timeout_s: float = 300.0
+    waiting_timeout_s: float = 300.0
+    heartbeat_interval_s: float = 1.0
+    heartbeat_max_failure: int = 3
+
+    @staticmethod
+    def from_environ(environ: Mapping[str, str]) -> "DisaggConfig":
+        """Raises ConfigError naming the variable that is not a positive number."""
+        defaults = DisaggConfig()
+        return DisaggConfig(
+            bootstrap_timeout_s=_seconds(
+                environ, "BOOTSTRAP_TIMEOUT", defaults.bootstrap_timeout_s
+            ),
+            waiting_timeout_s=_seconds(environ, "WAITING_TIMEOUT", defaults.waiting_timeout_s),
+            heartbeat_interval_s=_seconds(
+                environ, "HEARTBEAT_INTERVAL", defaults.heartbeat_interval_s
+            ),
+            heartbeat_max_failure=int(
+                _seconds(environ, "HEARTBEAT_MAX_FAILURE", defaults.heartbeat_max_failure)
+            ),
+        )
+
+
+def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
+    text = environ.get(_PREFIX + name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise ConfigError(f"{_PREFIX}{name}={text!r} is not a positive number; try {default:g}")
+    return value

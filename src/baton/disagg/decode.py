@@ -1,0 +1,289 @@
+"""The decode side of the hand-over: reserve blocks, let prefill fill them, run on from there.
+
+    QUEUED ─> RESERVED ─> (adopted by the scheduler)
+       └──────────┴─────> (ended); after RESERVED the blocks go into quarantine
+
+Invariant: blocks that a prefill worker may still write to are nobody else's. After a hand-over
+fails they stay in quarantine until the prefill engine says that nothing is pending (KvReleased,
+KvFailed), or cannot write any more: the connection to it is lost, and each transport either fences
+closed windows or has seen the writer's process go.
+Elsewhere: the other side (prefill.py), copying (transfer/), messages (messages/handover.py).
+"""
+
+import enum
+import itertools
+import logging
+from collections.abc import Callable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from baton.core.clock import Clock
+from baton.core.request import EngineRequest, Finish
+from baton.disagg.config import DisaggConfig
+from baton.disagg.role import UnifiedRole, aborted, failed
+from baton.engine.core import EngineCore
+from baton.engine.sequence import Sequence
+from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
+from baton.kvcache.block_hash import prompt_digest
+from baton.kvcache.layout import KvLayout
+from baton.messages.handover import (
+    HandoverMessage,
+    KvCancel,
+    KvDelivered,
+    KvFailed,
+    KvReleased,
+    KvReserved,
+)
+from baton.transfer.protocol import KvTransport
+
+log = logging.getLogger("baton.disagg.decode")
+
+
+class LegState(enum.Enum):
+    QUEUED = "queued for KV blocks"
+    RESERVED = "waiting for KV"
+
+
+@dataclass
+class _Leg:
+    sequence: Sequence
+    peer_address: str
+    room: int
+    sample_index: int
+    deadline_s: float
+    transfer_id: str
+    state: LegState = LegState.QUEUED
+    num_reserved_blocks: int = 0
+
+    @property
+    def pair(self) -> tuple[str, int, int]:
+        return self.peer_address, self.room, self.sample_index
+
+
+@dataclass
+class _Quarantine:
+    """Blocks of a failed hand-over, held under `holder` until no write can arrive."""
+
+    holder: str
+    peer_address: str
+    is_peer_lost: bool = False
+
+
+class DecodeRole:
+    """Hand-overs of one decode engine. `send` queues a message to a peer by its control address,
+    connecting first where needed."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        layout: KvLayout,
+        transports: Many[KvTransport],
+        send: Callable[[str, HandoverMessage], None],
+        engine_id: str,
+        config: DisaggConfig,
+        clock: Clock,
+    ):
+        self._core = core
+        self._layout = layout
+        self._transports = transports
+        self._send = send
+        self._engine_id = engine_id
+        self._config = config
+        self._clock = clock
+        self._local = UnifiedRole(core)
+        self._legs: dict[str, _Leg] = {}  # by transfer id, in order of arrival
+        self._quarantines: dict[str, _Quarantine] = {}  # by transfer id
+        self._writer_ids: dict[str, frozenset[str]] = {}  # of each prefill engine, by address
+        self._transfer_numbers = itertools.count()
+
+    @property
+    def num_handovers(self) -> int:
+        return len(self._legs)
+
+    def transfers(self) -> dict[str, str]:
+        """Request ids by transfer id, of hand-overs under way."""
+        return {transfer_id: leg.sequence.request_id for transfer_id, leg in self._legs.items()}
+
+    def submit(self, request: EngineRequest) -> None:
+        handover = request.handover
+        if handover is None:
+            self._local.submit(request)
+            return
+        pair = (handover.peer_address, handover.room, handover.sample_index)
+        if any(leg.pair == pair for leg in self._legs.values()):
+            message = f"bootstrap_room {handover.room} is already in use on this decode worker"
+            self._core.refuse(request.request_id, failed(message, 400))
+            return
+        sequence = self._core.accept(request)
+        if sequence is None:
+            return
+        transfer_id = f"{self._engine_id}-{next(self._transfer_numbers)}"
+        deadline_s = self._clock.now_s() + self._config.waiting_timeout_s
+        self._legs[transfer_id] = _Leg(sequence, *pair, deadline_s, transfer_id)
+        self._reserve_in_order()
+
+    def abort(self, request_id: str, reason: str) -> None:
+        for leg in self._legs.values():
+            if leg.sequence.request_id == request_id:
+                self._cancel(leg, aborted(reason))
+                return
+        self._local.abort(request_id, reason)
+
+    def on_event(self, event: PeerEvent) -> None:
+        match event:
+            case PeerConnected(key=key, hello=hello):
+                self._writer_ids[key] = frozenset(hello.writer_ids)
+                self._ask_again(key)
+            case PeerMessage(key=_, message=message):
+                self._on_message(message)
+            case PeerLost(key=key, reason=reason, detail=detail):
+                self._on_peer_lost(key, detail or reason.value)
+
+    def tick(self, now_s: float) -> None:
+        for leg in list(self._legs.values()):
+            if now_s >= leg.deadline_s:
+                self._cancel(leg, failed(self._late(leg), 504))
+        for transfer_id, quarantine in list(self._quarantines.items()):
+            if self._cannot_be_written(quarantine):
+                self._release(transfer_id)
+        self._reserve_in_order()
+
+    def _reserve_in_order(self) -> None:
+        """Give blocks to queued legs, oldest first; one that finds no room holds up the rest, so
+        that a long prompt is not passed by for ever."""
+        num_reserved = sum(leg.state is LegState.RESERVED for leg in self._legs.values())
+        for leg in list(self._legs.values()):
+            if leg.state is LegState.QUEUED:
+                if not self._reserve(leg, num_reserved):
+                    return
+                num_reserved += 1
+
+    def _reserve(self, leg: _Leg, num_reserved: int) -> bool:
+        sequence, pool, size = leg.sequence, self._core.pool, self._layout.block_size
+        reusable = (sequence.num_prompt_tokens - 1) // size
+        hits = pool.lookup(sequence.hashes(size)[:reusable])
+        num_new = -(-sequence.num_prompt_tokens // size) - len(hits)
+        pool.share(sequence.request_id, hits)
+        blocks = None
+        if self._core.scheduler.has_room_for(num_new, num_reserved):
+            blocks = pool.allocate(sequence.request_id, num_new)
+        if blocks is None:
+            pool.release(sequence.request_id)
+            return False
+        sequence.block_ids = [*hits, *blocks]
+        leg.state, leg.num_reserved_blocks = LegState.RESERVED, num_new
+        leg.deadline_s = self._clock.now_s() + self._config.waiting_timeout_s
+        self._open_windows(leg.transfer_id, blocks)
+        self._send(
+            leg.peer_address,
+            KvReserved(
+                transfer_id=leg.transfer_id,
+                room=leg.room,
+                sample_index=leg.sample_index,
+                layout_hash=self._layout.layout_hash,
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                prompt_digest=prompt_digest(sequence.request.prompt_token_ids),
+                num_cached_blocks=len(hits),
+                block_ids=blocks,
+                regions=[transport.descriptor for transport in self._transports],
+            ),
+        )
+        return True
+
+    def _open_windows(self, transfer_id: str, blocks: list[int]) -> None:
+        size = self._layout.block_bytes
+        ranges = [(block * size, (block + 1) * size) for block in blocks]
+        for transport in self._transports:
+            transport.open_window(transfer_id, ranges)
+
+    def _on_message(self, message: HandoverMessage) -> None:
+        match message:
+            case KvDelivered():
+                self._on_delivered(message)
+            case KvFailed(transfer_id=transfer_id, reason=reason, status=status):
+                leg = self._legs.pop(transfer_id, None)
+                if leg is not None:
+                    self._close_windows(transfer_id)
+                    self._core.end(leg.sequence, failed(reason, status))
+                self._release(transfer_id)
+            case KvReleased(transfer_id=transfer_id):
+                self._release(transfer_id)
+            case _:
+                log.warning("unexpected message type=%s", type(message).__name__)
+
+    def _on_delivered(self, message: KvDelivered) -> None:
+        leg = self._legs.get(message.transfer_id)
+        if leg is None or leg.state is not LegState.RESERVED:
+            # It crossed with our cancel: all is written, so nothing more can arrive.
+            self._release(message.transfer_id)
+            return
+        if message.num_blocks != leg.num_reserved_blocks:
+            reason = (
+                f"the prefill worker delivered {message.num_blocks} blocks of "
+                f"{leg.num_reserved_blocks}"
+            )
+            self._cancel(leg, failed(reason, 500))
+            return
+        del self._legs[leg.transfer_id]
+        self._close_windows(leg.transfer_id)
+        leg.sequence.num_cached_tokens = message.num_cached_tokens
+        self._core.adopt(leg.sequence, message.token_id, message.logprob)
+
+    def _cancel(self, leg: _Leg, finish: Finish) -> None:
+        """End a leg from this side."""
+        if leg.state is LegState.RESERVED:
+            reason = finish.message or "cancelled"
+            self._send(leg.peer_address, KvCancel(transfer_id=leg.transfer_id, reason=reason))
+        self._end(leg, finish)
+
+    def _end(self, leg: _Leg, finish: Finish) -> None:
+        """End a leg; blocks that may still be written to go into quarantine."""
+        del self._legs[leg.transfer_id]
+        if leg.state is LegState.RESERVED:
+            self._close_windows(leg.transfer_id)
+            holder = f"quarantine:{leg.transfer_id}"
+            self._core.pool.rename(leg.sequence.request_id, holder)
+            self._quarantines[leg.transfer_id] = _Quarantine(holder, leg.peer_address)
+        self._core.end(leg.sequence, finish)
+
+    def _on_peer_lost(self, key: str, reason: str) -> None:
+        for leg in list(self._legs.values()):
+            if leg.peer_address == key:
+                message = f"the prefill worker at {key} is gone ({reason}) while {leg.state.value}"
+                self._end(leg, failed(message, 503))
+
+        for quarantine in self._quarantines.values():
+            if quarantine.peer_address == key:
+                quarantine.is_peer_lost = True
+
+    def _ask_again(self, key: str) -> None:
+        """A lost prefill engine is back (it was hung or cut off): have it confirm what it could not
+        confirm before. It answers KvReleased for transfers that it does not know, too."""
+        for transfer_id, quarantine in self._quarantines.items():
+            if quarantine.peer_address == key and quarantine.is_peer_lost:
+                self._send(key, KvCancel(transfer_id=transfer_id, reason="connection lost"))
+
+    def _cannot_be_written(self, quarantine: _Quarantine) -> bool:
+        if not quarantine.is_peer_lost:
+            return False  # it will answer our cancel
+        writer_ids = self._writer_ids.get(quarantine.peer_address, frozenset())
+        # Without a hello it never learned where the blocks are.
+        return all(
+            transport.can_fence or not (writer_ids & transport.live_writers())
+            for transport in self._transports
+        )
+
+    def _release(self, transfer_id: str) -> None:
+        quarantine = self._quarantines.pop(transfer_id, None)
+        if quarantine is not None:
+            self._core.pool.release(quarantine.holder)
+
+    def _close_windows(self, transfer_id: str) -> None:
+        for transport in self._transports:
+            transport.close_window(transfer_id)
+
+    def _late(self, leg: _Leg) -> str:
+        return (
+            f"timed out after {self._config.waiting_timeout_s:g} s {leg.state.value} "
+            f"(SGLANG_DISAGGREGATION_WAITING_TIMEOUT), prefill worker {leg.peer_address}"
+        )

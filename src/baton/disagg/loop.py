@@ -1,0 +1,122 @@
+"""The engine process's one loop: messages in, one step, outputs out.
+
+Everything that decides runs on this thread; other threads (control connections, transfers) only
+leave events behind and wake it.
+Elsewhere: building the parts (launch/engine_process.py), requests before and after the scheduler
+(prefill.py, decode.py).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import assert_never
+
+from baton.core.clock import Clock
+from baton.disagg.role import EngineRole
+from baton.engine.core import EngineCore
+from baton.ipc.engine_socket import EngineSocket
+from baton.ipc.peer_link import PeerEvent
+from baton.messages.engine import (
+    Abort,
+    EngineStats,
+    FlushCache,
+    FlushCacheDone,
+    Shutdown,
+    StepOutputs,
+    Submit,
+    ToEngine,
+)
+from baton.transfer.protocol import KvTransport
+
+_IDLE_WAIT_S = 0.2
+"""Longest sleep: how late a deadline may be noticed."""
+_BUSY_STATS_S = 0.25
+_IDLE_STATS_S = 1.0
+
+
+class EngineLoop:
+    """Runs until it is told to shut down. `events` is filled by the peer link's thread."""
+
+    def __init__(
+        self,
+        core: EngineCore,
+        role: EngineRole,
+        api: EngineSocket,
+        events: deque[PeerEvent],
+        transports: Sequence[KvTransport],
+        clock: Clock,
+    ):
+        self._core = core
+        self._role = role
+        self._api = api
+        self._events = events
+        self._transports = transports
+        self._clock = clock
+        self._stats_due_s = 0.0
+        self._was_busy = True
+        self._is_running = True
+
+    def run(self) -> None:
+        """Raises ApiGone when the api process ends."""
+        while self._is_running:
+            self._api.wait(0.0 if self._core.has_work else _IDLE_WAIT_S)
+            self.turn()
+
+    def turn(self) -> None:
+        """One round without waiting."""
+        for message in self._api.take():
+            self._on_message(message)
+        while self._events:
+            self._role.on_event(self._events.popleft())
+        self._role.tick(self._clock.now_s())
+        if self._core.has_work:
+            self._core.step()
+            self._role.tick(self._clock.now_s())
+        outputs = self._core.take_outputs()
+        if outputs:
+            self._api.send(StepOutputs(outputs=outputs))
+        self._send_stats_when_due()
+
+    def stats(self) -> EngineStats:
+        counters, ledger = self._core.counters, self._core.ledger()
+        totals = [transport.stats() for transport in self._transports]
+        return EngineStats(
+            progress_s=self._clock.now_s(),
+            num_running=self._core.scheduler.num_running,
+            num_waiting=self._core.scheduler.num_waiting,
+            num_handover=self._role.num_handovers,
+            ledger=ledger,
+            num_tokens_in_use=ledger.num_in_use * self._core.block_size,
+            total_prompt_tokens=counters.prompt_tokens,
+            total_cached_tokens=counters.cached_tokens,
+            total_generated_tokens=counters.generated_tokens,
+            total_preemptions=counters.preemptions,
+            total_steps=counters.steps,
+            total_step_seconds=counters.step_seconds,
+            total_transferred_bytes=sum(total.num_bytes for total in totals),
+            total_transfers=sum(total.num_writes for total in totals),
+            total_transfer_failures=sum(total.num_failures for total in totals),
+            total_transfer_seconds=sum(total.write_seconds for total in totals),
+            total_finished=dict(counters.finished),
+        )
+
+    def _on_message(self, message: ToEngine) -> None:
+        match message:
+            case Submit(request=request):
+                self._role.submit(request)
+            case Abort(request_id=request_id, reason=reason):
+                self._role.abort(request_id, reason)
+            case FlushCache(call_id=call_id):
+                num_freed = self._core.pool.flush()
+                self._api.send(FlushCacheDone(call_id=call_id, num_blocks_freed=num_freed))
+            case Shutdown():
+                self._is_running = False
+            case _:
+                assert_never(message)
+
+    def _send_stats_when_due(self) -> None:
+        now_s, busy = self._clock.now_s(), self._core.num_sequences > 0
+        if now_s < self._stats_due_s and busy == self._was_busy:
+            return
+        self._was_busy = busy
+        self._stats_due_s = now_s + (_BUSY_STATS_S if busy else _IDLE_STATS_S)
+        self._api.send(self.stats())

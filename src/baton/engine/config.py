@@ -1,0 +1,61 @@
+"""Options of the engine; the worker's command line is derived from these fields."""
+
+from dataclasses import dataclass, field
+
+from baton.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes and limits of one engine. None means: worked out from the model and the machine."""
+
+    page_size: int = field(default=16, metadata={"help": "tokens in one KV block (a power of two)"})
+    max_total_tokens: int | None = field(
+        default=None,
+        metadata={"help": "tokens that the KV pool holds (default: from --mem-fraction-static)"},
+    )
+    mem_fraction_static: float = field(
+        default=0.1,
+        metadata={"help": "share of the machine's memory for the KV pool of this worker"},
+    )
+    max_running_requests: int = field(
+        default=64, metadata={"help": "sequences that run at the same time; others wait"}
+    )
+    chunked_prefill_size: int = field(
+        default=512, metadata={"help": "most tokens computed in one step"}
+    )
+    context_length: int | None = field(
+        default=None, metadata={"help": "longest sequence in tokens (default: the model's own)"}
+    )
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the KV cache (auto: bfloat16)",
+            "choices": ("auto", "bfloat16", "float32"),
+        },
+    )
+    disable_radix_cache: bool = field(
+        default=False, metadata={"help": "do not reuse the KV of equal prompt prefixes"}
+    )
+    num_threads: int | None = field(
+        default=None,
+        metadata={"help": "threads of the CPU kernels (default: the cores it may use)"},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_running_requests", "chunked_prefill_size"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("max_total_tokens", "context_length", "num_threads"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            raise ConfigError(f"--page-size {self.page_size} is not a power of two; try 16")
+        if not 0.0 < self.mem_fraction_static < 1.0:
+            raise ConfigError(
+                f"--mem-fraction-static {self.mem_fraction_static} is not between 0 and 1; try 0.1"
+            )
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ConfigError(f"--{name.replace('_', '-')} {value} is below {low}")

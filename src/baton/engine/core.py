@@ -1,0 +1,281 @@
+"""The engine of one rank: requests in, one step at a time, tokens out.
+
+Invariant: every sequence that `submit` accepts leaves by `_finish`, which emits its one terminal
+output and releases its blocks; a sequence that is handed over leaves by `hand_over` and
+`finish_held`. Hand-over roles (disagg/) drive those; this module knows no peer.
+Elsewhere: who runs (scheduler.py), the forward pass (runner.py), the process around it (launch/).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from baton.core.clock import Clock
+from baton.core.errors import RequestError
+from baton.core.request import EngineRequest, Finish, FinishReason
+from baton.engine.config import EngineConfig
+from baton.engine.runner import ModelRunner, SpanLogits
+from baton.engine.sampler import choose_token, token_logprob
+from baton.engine.scheduler import Scheduler
+from baton.engine.sequence import Sequence, SequenceState
+from baton.kvcache.block_pool import BlockPool
+from baton.messages.engine import BlockLedger, TokenLogprob, TokenOutput
+
+
+@dataclass
+class EngineCounters:
+    """Totals since start; they only grow."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    finished: Counter[str] = field(default_factory=Counter)
+
+
+class EngineCore:
+    """Scheduler, runner and sampler around one block pool."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        runner: ModelRunner,
+        pool: BlockPool,
+        *,
+        context_length: int,
+        vocab_size: int,
+        clock: Clock,
+    ):
+        self.pool = pool
+        self.block_size = config.page_size
+        self.context_length = context_length
+        self.counters = EngineCounters()
+        self.on_progress: Callable[[Sequence], None] = lambda sequence: None
+        """Called when a prefill leg has (more) computed tokens."""
+        self.scheduler = Scheduler(
+            pool,
+            block_size=config.page_size,
+            max_running_requests=config.max_running_requests,
+            max_tokens_per_step=config.chunked_prefill_size,
+        )
+        self._runner = runner
+        self._vocab_size = vocab_size
+        self._clock = clock
+        self._sequences: dict[str, Sequence] = {}
+        self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
+        self._outputs: list[TokenOutput] = []
+        self._num_seen = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self._sequences)
+
+    def accept(self, request: EngineRequest) -> Sequence | None:
+        """Take a request in, in state NEW. None: it was refused and its terminal output is
+        already among the outputs."""
+        try:
+            self._check(request)
+        except RequestError as error:
+            finish = Finish(reason=FinishReason.ERROR, message=error.message, status=error.status)
+            self.refuse(request.request_id, finish)
+            return None
+        sequence = Sequence(request, self._num_seen)
+        self._num_seen += 1
+        self._sequences[request.request_id] = sequence
+        return sequence
+
+    def refuse(self, request_id: str, finish: Finish) -> None:
+        """Give a request that was never accepted its terminal output."""
+        self.counters.finished[finish.reason.value] += 1
+        self._outputs.append(TokenOutput(request_id=request_id, finish=finish))
+
+    def submit(self, request: EngineRequest) -> None:
+        """Accept a request that runs here from beginning to end."""
+        sequence = self.accept(request)
+        if sequence is not None:
+            self.scheduler.add(sequence)
+
+    def find(self, request_id: str) -> Sequence | None:
+        return self._sequences.get(request_id)
+
+    def end(self, sequence: Sequence, finish: Finish) -> None:
+        """End a sequence from outside: abort, deadline, lost peer. Its blocks are released: rename
+        their holder first where somebody may still read or write them."""
+        if sequence.state in (SequenceState.WAITING, SequenceState.RUNNING):
+            self.scheduler.remove(sequence)
+        self._finish(sequence, finish)
+
+    def step(self) -> None:
+        """Compute one plan. Outputs are collected for `take_outputs`."""
+        started_s = self._clock.now_s()
+        plan = self.scheduler.schedule()
+        self.counters.preemptions += len(plan.preempted)
+        for sequence in plan.admitted:
+            self.counters.cached_tokens += sequence.num_computed_tokens
+            if sequence.is_prefill_leg and sequence.num_computed_tokens > 0:
+                self.on_progress(sequence)
+        if not plan.spans:
+            return
+        results = self._runner.run(plan.spans)
+        for span, logits in zip(plan.spans, results, strict=True):
+            sequence = span.sequence
+            sequence.num_computed_tokens += span.num_tokens
+            if sequence.num_output_tokens == 0:
+                self.counters.prompt_tokens += span.num_tokens
+            self._seal(sequence)
+            self._collect_prompt_logprobs(sequence, logits)
+            if logits.next_V is not None:
+                self._extend(sequence, logits)
+            elif sequence.is_prefill_leg:
+                self.on_progress(sequence)
+        self.counters.steps += 1
+        self.counters.step_seconds += self._clock.now_s() - started_s
+
+    def take_outputs(self) -> list[TokenOutput]:
+        """Outputs since the last call, in order."""
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+    def adopt(
+        self,
+        sequence: Sequence,
+        token_id: int,
+        logprob: TokenLogprob | None,
+    ) -> None:
+        """Go on with a sequence whose whole prompt's KV, and next token, came from elsewhere."""
+        sequence.num_computed_tokens = sequence.num_prompt_tokens
+        self._seal(sequence)
+        self.scheduler.adopt(sequence)
+        self._append(sequence, token_id, logprob)
+
+    def finish_delivered(self, sequence: Sequence) -> None:
+        """End a prefill leg whose KV has gone over: its one token is its whole answer."""
+        assert sequence.held_output is not None
+        finish = Finish(reason=FinishReason.LENGTH)
+        self._outputs.append(msgspec.structs.replace(sequence.held_output, finish=finish))
+        self._finish(sequence, finish, emit=False)
+
+    def ledger(self) -> BlockLedger:
+        pool = self.pool
+        return BlockLedger(
+            num_blocks=pool.num_blocks,
+            num_free=pool.num_free,
+            num_cached=pool.num_cached,
+            num_in_use=pool.num_in_use,
+        )
+
+    def _check(self, request: EngineRequest) -> None:
+        request_id, num_prompt = request.request_id, len(request.prompt_token_ids)
+        if request_id in self._sequences:
+            raise RequestError(f"rid {request_id!r} is already running", param="rid")
+        if num_prompt == 0:
+            raise RequestError("the prompt has no tokens", param="prompt")
+        if not all(0 <= token_id < self._vocab_size for token_id in request.prompt_token_ids):
+            raise RequestError(
+                f"input_ids has a token outside 0 to {self._vocab_size - 1}", param="input_ids"
+            )
+        request.sampling.validate(self._vocab_size)
+        num_total = num_prompt + request.sampling.max_new_tokens
+        if num_total > self.context_length:
+            raise RequestError(
+                f"the prompt has {num_prompt} tokens and max_new_tokens is "
+                f"{request.sampling.max_new_tokens}, together above the context length of "
+                f"{self.context_length}",
+                param="max_new_tokens",
+                code="context_length_exceeded",
+            )
+        pool_tokens = self.pool.num_blocks * self.block_size
+        if num_total > pool_tokens:
+            raise RequestError(
+                f"the request needs room for {num_total} tokens and the KV pool holds "
+                f"{pool_tokens}; shorten it or raise --max-total-tokens",
+                param="max_new_tokens",
+                code="kv_pool_exceeded",
+            )
+
+    def _seal(self, sequence: Sequence) -> None:
+        for block, block_hash in sequence.newly_full_blocks(self.block_size):
+            self.pool.seal(block, block_hash)
+
+    def _collect_prompt_logprobs(self, sequence: Sequence, logits: SpanLogits) -> None:
+        if sequence.request.prompt_logprobs_start is None or sequence.num_output_tokens > 0:
+            return
+        num_top = sequence.request.sampling.num_top_logprobs or 0
+        collected = self._prompt_logprobs.setdefault(sequence.request_id, [])
+        if not collected and sequence.request.prompt_logprobs_start == 0:
+            collected.append(TokenLogprob(token_id=sequence.token_ids[0], logprob=None))
+        for offset, row_V in enumerate(logits.prompt_NV):
+            token_id = sequence.token_ids[logits.prompt_start + offset]
+            collected.append(token_logprob(row_V, token_id, num_top))
+
+    def _extend(self, sequence: Sequence, logits: SpanLogits) -> None:
+        assert logits.next_V is not None
+        params = sequence.request.sampling
+        token_id = choose_token(
+            logits.next_V,
+            params,
+            sequence.request.prompt_token_ids,
+            sequence.token_ids[sequence.num_prompt_tokens :],
+        )
+        logprob = None
+        if params.num_top_logprobs is not None:
+            logprob = token_logprob(logits.next_V, token_id, params.num_top_logprobs)
+        if sequence.is_prefill_leg:
+            self._hold(sequence, token_id, logprob)
+        else:
+            self._append(sequence, token_id, logprob)
+
+    def _hold(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> None:
+        """A prefill leg is computed; what is left is to write it to its decode worker."""
+        self.scheduler.remove(sequence)
+        sequence.move_to(SequenceState.HELD)
+        sequence.held_output = self._output(sequence, token_id, logprob)
+        self.on_progress(sequence)
+
+    def _append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> None:
+        output = self._output(sequence, token_id, logprob)
+        sequence.token_ids.append(token_id)
+        self.counters.generated_tokens += 1
+        finish = self._reason_to_finish(sequence, token_id)
+        if finish is None:
+            self._outputs.append(output)
+            return
+        self.scheduler.remove(sequence)
+        self._outputs.append(msgspec.structs.replace(output, finish=finish))
+        self._finish(sequence, finish, emit=False)
+
+    def _output(
+        self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None
+    ) -> TokenOutput:
+        return TokenOutput(
+            request_id=sequence.request_id,
+            token_ids=[token_id],
+            logprobs=None if logprob is None else [logprob],
+            prompt_logprobs=self._prompt_logprobs.pop(sequence.request_id, None),
+            num_cached_tokens=sequence.num_cached_tokens,
+        )
+
+    def _reason_to_finish(self, sequence: Sequence, token_id: int) -> Finish | None:
+        params = sequence.request.sampling
+        if token_id in params.stop_token_ids and sequence.num_output_tokens > params.min_new_tokens:
+            return Finish(reason=FinishReason.STOP, matched_token=token_id)
+        if sequence.num_output_tokens >= params.max_new_tokens:
+            return Finish(reason=FinishReason.LENGTH)
+        return None
+
+    def _finish(self, sequence: Sequence, finish: Finish, emit: bool = True) -> None:
+        sequence.move_to(SequenceState.FINISHED)
+        del self._sequences[sequence.request_id]
+        self._prompt_logprobs.pop(sequence.request_id, None)
+        self.pool.release(sequence.request_id)
+        self.counters.finished[finish.reason.value] += 1
+        if emit:
+            self._outputs.append(TokenOutput(request_id=sequence.request_id, finish=finish))

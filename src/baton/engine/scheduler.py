@@ -1,0 +1,169 @@
+"""Which sequences take part in the next step, and how many tokens of each.
+
+Continuous batching with chunked prefill: running sequences that decode get one token each, what is
+left of the step's token budget goes to prompts, in order of (priority, arrival). A sequence is
+admitted only when the pool has room for all its tokens so far, so a half-read prompt never waits
+for another one. When a decoding sequence finds no block, the last in line is preempted: its blocks
+go, and it is computed again later (recompute; by the exactness contract its text stays the same).
+
+Pure: no clock, no torch, no sockets; state in, decision out.
+"""
+
+from bisect import insort
+from dataclasses import dataclass
+
+from baton.engine.sequence import Sequence, SequenceState
+from baton.kvcache.block_pool import BlockPool
+
+
+@dataclass(frozen=True)
+class ScheduledSpan:
+    """Compute the next `num_tokens` tokens of `sequence`."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    spans: list[ScheduledSpan]
+    admitted: list[Sequence]
+    preempted: list[Sequence]
+
+
+class Scheduler:
+    """Queues of one engine. The pool's holders are request ids."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        block_size: int,
+        max_running_requests: int,
+        max_tokens_per_step: int,
+    ):
+        self._pool = pool
+        self._block_size = block_size
+        self._max_running = max_running_requests
+        self._max_tokens = max_tokens_per_step
+        self._waiting: list[Sequence] = []
+        self._running: list[Sequence] = []
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence whose tokens are all to be computed."""
+        sequence.move_to(SequenceState.WAITING)
+        insort(self._waiting, sequence, key=_rank)
+
+    def adopt(self, sequence: Sequence) -> None:
+        """Run a sequence whose KV has been handed over; it holds its blocks already."""
+        sequence.move_to(SequenceState.RUNNING)
+        insort(self._running, sequence, key=_rank)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, to finish it or to hold it. Its blocks stay with their holder."""
+        queue = self._waiting if sequence.state is SequenceState.WAITING else self._running
+        queue.remove(sequence)
+
+    def has_room_for(self, num_new_blocks: int, num_reserved_sequences: int) -> bool:
+        """May a hand-over reserve that many blocks now? Sequences preempted here go first, and one
+        block per running sequence stays free so that it is not preempted at its next step."""
+        if self._waiting:
+            return False
+        if len(self._running) + num_reserved_sequences >= self._max_running:
+            return False
+        return self._pool.num_available >= num_new_blocks + len(self._running)
+
+    def schedule(self) -> StepPlan:
+        """Decide one step. Blocks for everything in the plan are allocated on return."""
+        plan = StepPlan([], [], [])
+        self._schedule_decodes(plan)
+        budget = self._max_tokens - len(plan.spans)
+        for sequence in self._running:
+            if budget > 0 and sequence.num_uncomputed_tokens > 1:
+                budget -= self._schedule_chunk(plan, sequence, budget)
+        while budget > 0 and self._waiting and len(self._running) < self._max_running:
+            if plan.preempted or not self._admit(self._waiting[0]):
+                break
+            sequence = self._waiting.pop(0)
+            plan.admitted.append(sequence)
+            budget -= self._schedule_chunk(plan, sequence, budget)
+        return plan
+
+    def _schedule_decodes(self, plan: StepPlan) -> None:
+        for sequence in list(self._running):
+            if len(plan.spans) == self._max_tokens:
+                return
+            if sequence.state is not SequenceState.RUNNING or sequence.num_uncomputed_tokens != 1:
+                continue
+            if self._grow(sequence, plan):
+                plan.spans.append(ScheduledSpan(sequence, 1))
+
+    def _schedule_chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
+        num_tokens = min(budget, sequence.num_uncomputed_tokens)
+        plan.spans.append(ScheduledSpan(sequence, num_tokens))
+        return num_tokens
+
+    def _grow(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """Make room for the last token; False when the sequence itself had to give way."""
+        missing = self._num_blocks_for(sequence.num_tokens) - len(sequence.block_ids)
+        while missing > 0:
+            blocks = self._pool.allocate(sequence.request_id, missing)
+            if blocks is not None:
+                sequence.block_ids.extend(blocks)
+                return True
+            victim = self._running[-1]
+            self._preempt(victim, plan)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, victim: Sequence, plan: StepPlan) -> None:
+        self._running.remove(victim)
+        # The victim is last in line, so it has not been given a span in this plan unless it stands
+        # before the sequence that needs room, which the order of the walk rules out.
+        assert all(span.sequence is not victim for span in plan.spans)
+        self._pool.release(victim.request_id)
+        victim.forget_blocks()
+        victim.move_to(SequenceState.WAITING)
+        insort(self._waiting, victim, key=_rank)
+        plan.preempted.append(victim)
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Give the sequence blocks for all its tokens, reusing cached ones; False: no room yet."""
+        reusable = sequence.max_reusable_tokens() // self._block_size
+        hits = self._pool.lookup(sequence.hashes(self._block_size)[:reusable])
+        num_new = self._num_blocks_for(sequence.num_tokens) - len(hits)
+        # Held before allocating, so that making room cannot evict the very blocks that were hit.
+        self._pool.share(sequence.request_id, hits)
+        blocks = None
+        if self._pool.num_available >= num_new + len(self._running) or not self._running:
+            blocks = self._pool.allocate(sequence.request_id, num_new)
+        if blocks is None:
+            self._pool.release(sequence.request_id)
+            return False
+        sequence.block_ids = [*hits, *blocks]
+        sequence.num_computed_tokens = len(hits) * self._block_size
+        if sequence.num_output_tokens == 0:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        sequence.move_to(SequenceState.RUNNING)
+        insort(self._running, sequence, key=_rank)
+        return True
+
+    def _num_blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self._block_size)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

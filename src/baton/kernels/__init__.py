@@ -1,0 +1,1 @@
+"""Ops for models: the interface, and the readable torch reference."""

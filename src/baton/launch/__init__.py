@@ -1,0 +1,1 @@
+"""Entry points: reads argv and environment, builds the parts, wires them together."""

@@ -1,0 +1,228 @@
+"""The engine process: loads the model, builds one rank's engine and its role, runs the loop.
+
+Started by the worker (server.py) with an inherited socket; ends when that socket does. Its options
+come as one JSON argument, so that the api process, which parsed the command line, is the only one
+that reads flags and environment.
+"""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections import deque
+from pathlib import Path
+
+import msgspec
+import psutil
+import torch
+
+from baton.checkpoint import read_model_card
+from baton.core.clock import MonotonicClock
+from baton.core.errors import BatonError, ConfigError
+from baton.core.model_card import ModelCard
+from baton.disagg.decode import DecodeRole
+from baton.disagg.loop import EngineLoop
+from baton.disagg.prefill import PrefillRole
+from baton.disagg.role import EngineRole, UnifiedRole
+from baton.disagg.writers import DecodePeers
+from baton.engine.core import EngineCore
+from baton.engine.runner import ModelRunner
+from baton.ipc.engine_socket import ApiGone, EngineSocket
+from baton.ipc.peer_link import PeerEvent, PeerLink
+from baton.kvcache.block_pool import BlockPool
+from baton.kvcache.layout import KvLayout
+from baton.kvcache.storage import SharedSegment
+from baton.launch.child import arm_parent_death_signal
+from baton.launch.engine_spec import EngineSpec
+from baton.messages.codec import Codec
+from baton.messages.engine import EngineFailed, EngineReady
+from baton.messages.handover import EngineHello, HandoverMessage
+from baton.models.kv_view import kv_view
+from baton.models.registry import load_model
+from baton.obs.logs import configure_logging
+from baton.transfer.protocol import KvTransport
+from baton.transfer.shm import ShmTransport
+from baton.transfer.tcp import TcpTransport
+
+log = logging.getLogger("baton.engine")
+
+
+def main() -> None:
+    """`python -m baton.launch.engine_process FD SPEC_JSON`"""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    spec = msgspec.json.decode(sys.argv[2], type=EngineSpec)
+    arm_parent_death_signal(spec.parent_pid)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the api process decides when we end
+    configure_logging(spec.log_level, f"engine-{spec.role}")
+    os.nice(spec.nice)
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)
+    api = EngineSocket(connection)
+    try:
+        _run(spec, api)
+    except ApiGone:
+        return
+    except BatonError as error:
+        api.send(EngineFailed(message=str(error)))
+        sys.exit(1)
+    except Exception as error:
+        log.exception("engine failed")
+        api.send(EngineFailed(message=f"the engine met a bug: {type(error).__name__}: {error}"))
+        sys.exit(1)
+
+
+def _run(spec: EngineSpec, api: EngineSocket) -> None:
+    torch.set_num_threads(spec.engine.num_threads or len(os.sched_getaffinity(0)))
+    clock, card = MonotonicClock(), read_model_card(Path(spec.model_path))
+    model = load_model(card)
+    dtype = "bfloat16" if spec.engine.kv_cache_dtype == "auto" else spec.engine.kv_cache_dtype
+    layout = model.kv_layout(card.model_id, dtype, spec.engine.page_size)
+    context_length = _context_length(spec, card)
+    num_blocks = _num_blocks(spec, layout, context_length)
+    segment = SharedSegment(num_blocks * layout.block_bytes)
+    runner = ModelRunner(model, kv_view(segment.view(), layout, num_blocks), layout.block_size)
+    pool = BlockPool(num_blocks, enable_prefix_cache=not spec.engine.disable_radix_cache)
+    core = EngineCore(
+        spec.engine,
+        runner,
+        pool,
+        context_length=context_length,
+        vocab_size=card.vocab_size,
+        clock=clock,
+    )
+    engine_id = secrets.token_hex(8)
+    events: deque[PeerEvent] = deque()
+    transports = _transports(spec, segment)
+    link = _link(spec, engine_id, transports, events, api)
+    role = _role(spec, core, layout, transports, link, engine_id, api)
+    loop = EngineLoop(core, role, api, events, transports, clock)
+    api.send(loop.stats())
+    api.send(
+        EngineReady(
+            engine_id=engine_id,
+            pid=os.getpid(),
+            role=spec.role,
+            architecture=card.architecture,
+            vocab_size=card.vocab_size,
+            context_length=context_length,
+            block_size=layout.block_size,
+            num_blocks=num_blocks,
+            max_running_requests=spec.engine.max_running_requests,
+            kv_cache_dtype=dtype,
+            layout_hash=layout.layout_hash,
+            control_port=link.port if link is not None else 0,
+            transfer_backends=[transport.name for transport in transports],
+        )
+    )
+    loop.run()
+
+
+def _context_length(spec: EngineSpec, card: ModelCard) -> int:
+    wanted = spec.engine.context_length
+    if wanted is None:
+        return card.context_length
+    if wanted > card.context_length:
+        raise ConfigError(
+            f"--context-length {wanted} is above what the model was trained for; "
+            f"use at most {card.context_length}"
+        )
+    return wanted
+
+
+def _num_blocks(spec: EngineSpec, layout: KvLayout, context_length: int) -> int:
+    """Blocks of the pool: as asked, else a share of the machine's memory, but no more than
+    all running sequences could use at full length."""
+    size = layout.block_size
+    if spec.engine.max_total_tokens is not None:
+        return max(1, spec.engine.max_total_tokens // size)
+    budget_bytes = int(psutil.virtual_memory().total * spec.engine.mem_fraction_static)
+    most_blocks = spec.engine.max_running_requests * -(-context_length // size)
+    num_blocks = min(budget_bytes // layout.block_bytes, most_blocks)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"--mem-fraction-static {spec.engine.mem_fraction_static} leaves no room for a single "
+            f"KV block of {layout.block_bytes} bytes; raise it"
+        )
+    return num_blocks
+
+
+def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
+    if spec.role == "null":
+        return []
+    transports: list[KvTransport] = []
+    if spec.transfer_backend in ("auto", "shm"):
+        transports.append(ShmTransport(segment))
+    if spec.transfer_backend in ("auto", "tcp"):
+        transports.append(
+            TcpTransport(segment, host=spec.host, advertised_host=_reachable(spec.host))
+        )
+    return transports
+
+
+def _reachable(host: str) -> str:
+    """The address that peers are told: `host` itself, or where the default route leaves from."""
+    if host not in ("0.0.0.0", "::"):
+        return host
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Connecting a datagram socket sends nothing; it only picks the local address.
+            probe.connect(("2001:db8::1" if family is socket.AF_INET6 else "192.0.2.1", 9))
+        except OSError:
+            return "::1" if family is socket.AF_INET6 else "127.0.0.1"
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _link(
+    spec: EngineSpec,
+    engine_id: str,
+    transports: list[KvTransport],
+    events: deque[PeerEvent],
+    api: EngineSocket,
+) -> PeerLink | None:
+    if spec.role == "null":
+        return None
+
+    def on_event(event: PeerEvent) -> None:
+        events.append(event)
+        api.wake()
+
+    for transport in transports:
+        transport.set_on_completion(api.wake)
+    hello = EngineHello(
+        engine_id=engine_id, writer_ids=[transport.writer_id for transport in transports]
+    )
+    codec: Codec[HandoverMessage] = Codec(HandoverMessage)
+    return PeerLink(
+        codec,
+        hello,
+        on_event,
+        bind_host=spec.host,
+        heartbeat_interval_s=spec.disagg.heartbeat_interval_s,
+        max_missed=spec.disagg.heartbeat_max_failure,
+    )
+
+
+def _role(
+    spec: EngineSpec,
+    core: EngineCore,
+    layout: KvLayout,
+    transports: list[KvTransport],
+    link: PeerLink | None,
+    engine_id: str,
+    api: EngineSocket,
+) -> EngineRole:
+    clock = MonotonicClock()
+    if link is None:
+        return UnifiedRole(core)
+    if spec.role == "prefill":
+        peers = DecodePeers(transports, api.wake)
+        return PrefillRole(core, layout, peers, link.send, spec.disagg, clock)
+    return DecodeRole(core, layout, transports, link.send, engine_id, spec.disagg, clock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What the api process tells its engine process at start; crosses as JSON on its command line."""
+
+from dataclasses import dataclass
+
+from baton.core.request import Role
+from baton.disagg.config import DisaggConfig
+from baton.engine.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """`cores`: the processors to stay on, empty for all. `nice`: added to the scheduling niceness.
+    `host`: address that control connections and KV writes come in on."""
+
+    model_path: str
+    role: Role
+    engine: EngineConfig
+    disagg: DisaggConfig
+    transfer_backend: str
+    host: str
+    cores: list[int]
+    nice: int
+    log_level: str
+    parent_pid: int

@@ -1,0 +1,269 @@
+"""`python -m baton.launch_router`, `baton router`: the router's command line.
+
+Flag names are SGLang's, so that its documentation applies; what Baton's router does not do is
+not accepted. Elsewhere: what the values mean (router/config.py), running (router/server.py).
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import uvloop
+
+from baton.core.errors import ConfigError
+from baton.obs.logs import configure_logging
+from baton.router.config import (
+    HealthRules,
+    RouterConfig,
+    WorkerRole,
+    WorkerSpec,
+    parse_bootstrap_port,
+    parse_worker_url,
+)
+from baton.router.policies import PolicyName
+from baton.router.server import StopRequests, run_router
+
+__all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser", "run_router"]
+
+_LOG_LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning",
+               "error": "error"}  # fmt: skip
+_EXAMPLES = """examples:
+  # prefill and decode workers; the second prefill worker's bootstrap port is not the default
+  baton router --pd-disaggregation \\
+    --prefill http://127.0.0.1:30001 --prefill http://127.0.0.1:30002 8999 \\
+    --decode http://127.0.0.1:30011
+
+  # unified workers
+  baton router --worker-urls http://127.0.0.1:30001 http://127.0.0.1:30002
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a router until SIGTERM or SIGINT; the process's exit status."""
+    try:
+        args = make_parser().parse_args(argv)
+        config = config_from(args)
+        configure_logging(_LOG_LEVELS[args.log_level], "router")
+        uvloop.run(run_router(config, ready=lambda port: _announce(config.host, port)))
+    except ConfigError as error:
+        print(f"baton router: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _announce(host: str, port: int) -> None:
+    shown = f"[{host}]" if ":" in host else host
+    print(f"baton router listening on http://{shown}:{port}", flush=True)
+
+
+def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Distribute requests over prefill and decode workers, or unified workers.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_address(parser.add_argument_group("address"))
+    _add_workers(parser.add_argument_group("workers"))
+    _add_policies(parser.add_argument_group("routing policy"))
+    _add_limits(parser.add_argument_group("limits"))
+    _add_health(parser.add_argument_group("health checks"))
+    return parser
+
+
+def _add_address(group: Any) -> None:
+    group.add_argument(
+        "--host", default=_default("host"), help="address to listen on (default: %(default)s)"
+    )
+    group.add_argument(
+        "--port",
+        type=int,
+        default=_default("port"),
+        help="port to listen on; 0 takes any free one and prints it (default: %(default)s)",
+    )
+    group.add_argument(
+        "--api-key",
+        help="key that clients must send as 'Authorization: Bearer KEY', and that the router "
+        "sends to workers with its own probes (default: none asked for)",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=sorted(_LOG_LEVELS),
+        default="info",
+        help="least important events that are logged (default: %(default)s)",
+    )
+
+
+def _add_workers(group: Any) -> None:
+    group.add_argument(
+        "--pd-disaggregation",
+        action="store_true",
+        help="every request goes to a prefill and a decode worker; "
+        "without it the workers are unified",
+    )
+    group.add_argument(
+        "--prefill",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("URL", "BOOTSTRAP_PORT"),
+        help="a prefill worker, and its bootstrap port: a number, or 'none' to use what the "
+        "worker says of itself (the default); may be given several times",
+    )
+    group.add_argument(
+        "--decode",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a decode worker; may be given several times",
+    )
+    group.add_argument(
+        "--worker-urls",
+        nargs="*",
+        default=[],
+        metavar="URL",
+        help="unified workers. Workers of any kind need not be up when the router starts, and "
+        "can be added and removed later by POST and DELETE /workers",
+    )
+    group.add_argument(
+        "--worker-startup-timeout-secs",
+        type=float,
+        default=_default("worker_startup_timeout_s"),
+        metavar="SECONDS",
+        help="a worker that never answered for so long is reported as an error in the log; it "
+        "is asked further on (default: %(default)g)",
+    )
+
+
+def _add_policies(group: Any) -> None:
+    names = [name.value for name in PolicyName]
+    group.add_argument(
+        "--policy",
+        "--routing-policy",
+        choices=names,
+        default=_default("policy").value,
+        help="how to choose a worker. random; round_robin: the one longest unused; least_loaded: "
+        "fewest requests, by the router's own count and the workers' reports "
+        "(default: %(default)s)",
+    )
+    for role in ("prefill", "decode"):
+        group.add_argument(
+            f"--{role}-policy",
+            choices=names,
+            help=f"how to choose {role} workers (default: as --policy)",
+        )
+
+
+def _add_limits(group: Any) -> None:
+    group.add_argument(
+        "--max-payload-size",
+        type=int,
+        default=_default("max_payload_bytes"),
+        metavar="BYTES",
+        help="largest request body; larger ones are answered 413 (default: %(default)s)",
+    )
+    group.add_argument(
+        "--request-timeout-secs",
+        type=float,
+        default=_default("request_timeout_s"),
+        metavar="SECONDS",
+        help="longest life of a request; then it is answered 504, or its stream ends with an "
+        "error (default: %(default)g)",
+    )
+    group.add_argument(
+        "--shutdown-grace-period-secs",
+        type=float,
+        default=_default("shutdown_grace_s"),
+        metavar="SECONDS",
+        help="time for running requests after SIGTERM or SIGINT; a second signal ends it "
+        "(default: %(default)g)",
+    )
+
+
+def _add_health(group: Any) -> None:
+    rules = HealthRules()
+    group.add_argument(
+        "--health-check-interval-secs",
+        type=float,
+        default=rules.interval_s,
+        metavar="SECONDS",
+        help="pause between two GET /health of one worker (default: %(default)g)",
+    )
+    group.add_argument(
+        "--health-check-timeout-secs",
+        type=float,
+        default=rules.timeout_s,
+        metavar="SECONDS",
+        help="longest wait for its answer (default: %(default)g)",
+    )
+    group.add_argument(
+        "--health-failure-threshold",
+        type=int,
+        default=rules.failure_threshold,
+        metavar="N",
+        help="failures in a row after which a worker is not used; a refused connection is "
+        "enough by itself (default: %(default)s)",
+    )
+    group.add_argument(
+        "--health-success-threshold",
+        type=int,
+        default=rules.success_threshold,
+        metavar="N",
+        help="successes in a row after which it is used again (default: %(default)s)",
+    )
+
+
+def config_from(args: argparse.Namespace) -> RouterConfig:
+    """The configuration that the flags ask for; raises ConfigError."""
+    return RouterConfig(
+        host=args.host,
+        port=args.port,
+        pd_disaggregation=args.pd_disaggregation,
+        workers=tuple(_workers(args)),
+        policy=PolicyName(args.policy),
+        prefill_policy=PolicyName(args.prefill_policy) if args.prefill_policy else None,
+        decode_policy=PolicyName(args.decode_policy) if args.decode_policy else None,
+        max_payload_bytes=args.max_payload_size,
+        request_timeout_s=args.request_timeout_secs,
+        worker_startup_timeout_s=args.worker_startup_timeout_secs,
+        shutdown_grace_s=args.shutdown_grace_period_secs,
+        health=HealthRules(
+            interval_s=args.health_check_interval_secs,
+            timeout_s=args.health_check_timeout_secs,
+            failure_threshold=args.health_failure_threshold,
+            success_threshold=args.health_success_threshold,
+        ),
+        api_key=args.api_key,
+    )
+
+
+def _workers(args: argparse.Namespace) -> list[WorkerSpec]:
+    specs = [_prefill(values) for values in args.prefill]
+    for flag, role, urls in (
+        ("--decode", WorkerRole.DECODE, args.decode),
+        ("--worker-urls", WorkerRole.REGULAR, args.worker_urls),
+    ):
+        specs += [WorkerSpec(parse_worker_url(flag, url), role) for url in urls]
+    return specs
+
+
+def _prefill(values: list[str]) -> WorkerSpec:
+    if len(values) > 2:
+        raise ConfigError(
+            f"--prefill {' '.join(values)} has more than a URL and a bootstrap port; "
+            "repeat --prefill for each worker"
+        )
+    url = parse_worker_url("--prefill", values[0])
+    port = parse_bootstrap_port("--prefill", values[1]) if len(values) == 2 else None
+    return WorkerSpec(url, WorkerRole.PREFILL, port)
+
+
+def _default(name: str) -> Any:
+    return next(field.default for field in fields(RouterConfig) if field.name == name)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

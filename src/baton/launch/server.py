@@ -1,0 +1,306 @@
+"""A worker: its HTTP server in this process, its engine in a child process, wired together.
+
+The worker lives exactly as long as its engine: when the engine dies, every stream ends with an
+error and the process exits with code 1, so that whoever supervises it starts a fresh one.
+Elsewhere: HTTP (api/), the engine process (engine_process.py), many workers at once (serve.py).
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from baton.api.app import make_app
+from baton.api.state import ApiConfig, ServerState
+from baton.checkpoint import default_cache_dir, read_model_card, resolve_model
+from baton.core.errors import BatonError, ConfigError
+from baton.core.model_card import ModelCard
+from baton.core.request import DEFAULT_BOOTSTRAP_PORT
+from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
+from baton.disagg.config import DisaggConfig
+from baton.engine.config import EngineConfig
+from baton.ipc.engine_process_client import EngineProcessClient
+from baton.launch.engine_spec import EngineSpec
+from baton.launch.flags import add_flags, from_args
+from baton.messages.engine import EngineReady
+from baton.obs.logs import configure_logging
+from baton.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger("baton.worker")
+
+_ENGINE_EXIT_S = 3.0
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """Options of one worker, besides those of its engine."""
+
+    model_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "GGUF file, Hugging Face folder or hub name (default: the embedded "
+            "SmolLM2-135M-Instruct)"
+        },
+    )
+    served_model_name: str | None = field(
+        default=None, metadata={"help": "name of the model for clients (default: --model-path)"}
+    )
+    host: str = field(default="127.0.0.1", metadata={"help": "address to listen on"})
+    port: int = field(
+        default=30000,
+        metadata={"help": "HTTP port, 0 for any free one", "minimum": 0, "maximum": 65535},
+    )
+    disaggregation_mode: Literal["null", "prefill", "decode"] = field(
+        default="null", metadata={"help": "this worker's role; null does both"}
+    )
+    disaggregation_bootstrap_port: int = field(
+        default=DEFAULT_BOOTSTRAP_PORT,
+        metadata={
+            "help": "prefill only: port where decode workers ask for this worker",
+            "minimum": 0,
+            "maximum": 65535,
+        },
+    )
+    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
+        default="auto",
+        metadata={"help": "how KV blocks travel; auto: shared memory on one host, else tcp"},
+    )
+    base_gpu_id: int = field(
+        default=0, metadata={"help": "first core, where --cores is given", "minimum": 0}
+    )
+    cores: int | None = field(
+        default=None,
+        metadata={"help": "keep the engine on this many cores (default: all)", "minimum": 1},
+    )
+    engine_nice: int = field(
+        default=0,
+        metadata={"help": "niceness added to the engine process", "minimum": 0, "maximum": 19},
+    )
+    api_key: str | None = field(
+        default=None,
+        metadata={"help": "clients must send it as a bearer token", "env": "BATON_API_KEY"},
+    )
+    log_level: str = field(
+        default="info",
+        metadata={"help": "least level to log", "choices": ("debug", "info", "warning", "error")},
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 after SIGTERM or SIGINT, 1 when the worker could not start or its engine died,
+    2 for wrong options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m baton.launch_server",
+        description="Serve one model from one worker: prefill, decode, or both.",
+        epilog="example: python -m baton.launch_server --disaggregation-mode prefill --port 30000",
+    )
+    add_flags(parser, WorkerConfig, EngineConfig)
+    namespace = parser.parse_args(argv)
+    try:
+        worker = from_args(WorkerConfig, namespace, environ=os.environ)
+        engine = from_args(EngineConfig, namespace, environ=os.environ)
+        configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
+        disagg = DisaggConfig.from_environ(os.environ)
+        cores = _cores(worker)
+        path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
+        card = read_model_card(path)
+        sockets = _Sockets.bind(worker)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BatonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    spec = EngineSpec(
+        model_path=str(path),
+        role=worker.disaggregation_mode,
+        engine=engine,
+        disagg=disagg,
+        transfer_backend=worker.disaggregation_transfer_backend,
+        host=worker.host,
+        cores=cores,
+        nice=worker.engine_nice,
+        log_level=worker.log_level,
+        parent_pid=os.getpid(),
+    )
+    return uvloop.run(_serve(worker, spec, card, sockets))
+
+
+@dataclass(frozen=True)
+class _Sockets:
+    """Ports taken before the model is loaded, so that a clash shows at once."""
+
+    http: socket.socket
+    bootstrap: socket.socket | None
+
+    @staticmethod
+    def bind(worker: WorkerConfig) -> "_Sockets":
+        bootstrap = None
+        if worker.disaggregation_mode == "prefill":
+            port = worker.disaggregation_bootstrap_port
+            bootstrap = _bind(worker.host, port, "--disaggregation-bootstrap-port")
+        return _Sockets(_bind(worker.host, worker.port, "--port"), bootstrap)
+
+
+def _bind(host: str, port: int, flag: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}); choose another {flag}"
+        ) from error
+    return bound
+
+
+def _cores(worker: WorkerConfig) -> list[int]:
+    allowed = sorted(os.sched_getaffinity(0))
+    if worker.base_gpu_id >= len(allowed):
+        # SGLang's guide gives every role its own device; on a machine with one core they share it.
+        log.warning("only %d cores: --base-gpu-id %d is ignored", len(allowed), worker.base_gpu_id)
+        return []
+    if worker.cores is None:
+        return []
+    chosen = allowed[worker.base_gpu_id : worker.base_gpu_id + worker.cores]
+    if len(chosen) < worker.cores:
+        raise ConfigError(
+            f"--base-gpu-id {worker.base_gpu_id} with --cores {worker.cores} is beyond the "
+            f"{len(allowed)} cores of this machine"
+        )
+    return chosen
+
+
+async def _serve(worker: WorkerConfig, spec: EngineSpec, card: ModelCard, sockets: _Sockets) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    process, connection = _start_engine(spec)
+    engine = await EngineProcessClient.connect(connection)
+    try:
+        tokenizer = await asyncio.to_thread(load_tokenizer, card.path)
+        await _first_of(engine.wait_ready(), stop.wait())
+        if stop.is_set():
+            return 0
+        async with _listening(worker, spec, card, tokenizer, engine, sockets) as url:
+            log.info("worker ready url=%s role=%s pid=%d", url, spec.role, os.getpid())
+            await _first_of(engine.dead.wait(), stop.wait())
+        if engine.death and not stop.is_set():
+            raise BatonError(engine.death)
+        return 0
+    except BatonError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        engine.shut_down()
+        await asyncio.to_thread(_end_engine, process)
+        await engine.close()
+
+
+def _start_engine(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    environ = {
+        **os.environ,
+        # Threads that wait for work must not spin: on few cores that is the other worker's time.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+    }
+    fd, options = str(theirs.fileno()), msgspec.json.encode(spec).decode()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "baton.launch.engine_process", fd, options],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        env=environ,
+    )
+    theirs.close()
+    return process, ours
+
+
+def _end_engine(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the engine to end by itself, then make it."""
+    try:
+        process.wait(_ENGINE_EXIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+async def _first_of(*waits: Coroutine[object, object, object]) -> None:
+    """Returns when the first is done; raises what it raised."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    worker: WorkerConfig,
+    spec: EngineSpec,
+    card: ModelCard,
+    tokenizer: Tokenizer,
+    engine: EngineProcessClient,
+    sockets: _Sockets,
+) -> AsyncIterator[str]:
+    """HTTP and, on a prefill worker, the bootstrap server."""
+    bootstrap_client = BootstrapClient()
+    bootstrap_port = sockets.bootstrap.getsockname()[1] if sockets.bootstrap is not None else None
+    state = ServerState(
+        engine=engine,
+        tokenizer=tokenizer,
+        card=card,
+        served_model_name=worker.served_model_name or worker.model_path or card.path.stem,
+        role=spec.role,
+        resolve_prefill=bootstrap_client.resolve,
+        config=ApiConfig(api_key=worker.api_key),
+        bootstrap_port=bootstrap_port,
+    )
+    host, port = sockets.http.getsockname()[:2]
+    runners = [await _site(make_app(state), sockets.http)]
+    try:
+        if sockets.bootstrap is not None:
+            bootstrap = _bootstrap_server(worker, engine.ready, port)
+            runners.append(await _site(bootstrap.make_app(), sockets.bootstrap))
+        yield f"http://{host}:{port}"
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+        await bootstrap_client.close()
+
+
+def _bootstrap_server(worker: WorkerConfig, ready: EngineReady, http_port: int) -> BootstrapServer:
+    server = BootstrapServer(prefill_http_port=http_port)
+    server.register(
+        PrefillRank(
+            rank_ip=worker.host,
+            rank_port=ready.control_port,
+            page_size=ready.block_size,
+            kv_cache_dtype=ready.kv_cache_dtype,
+        )
+    )
+    return server
+
+
+async def _site(app: web.Application, bound: socket.socket) -> web.AppRunner:
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    await web.SockSite(runner, bound).start()
+    return runner

@@ -1,0 +1,174 @@
+"""Which processes `baton serve` runs, and the command line of each: a pure function of the options.
+
+Invariant: a child's address never changes, so a restarted worker is found where it was.
+Elsewhere: starting and restarting them (supervisor.py), finding free ports (ports.py).
+"""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from baton.core.errors import ConfigError
+from baton.core.request import Role
+from baton.router.policies import PolicyName
+
+PREFILL_NICE = 19
+"""On one host decode goes first: prefill takes every core that decode leaves idle, and no more."""
+
+_LOOPBACK = "127.0.0.1"
+_WORKERS_FORM = re.compile(r"(\d+)p(\d+)d")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How many workers of which role, and where the router listens."""
+
+    workers: str = field(
+        default="1p1d",
+        metadata={"help": "prefill and decode workers, such as 2p1d", "metavar": "NpMd"},
+    )
+    unified: int | None = field(
+        default=None,
+        metadata={"help": "this many workers that do both, in place of --workers", "minimum": 1},
+    )
+    host: str = field(
+        default=_LOOPBACK,
+        metadata={"help": "address to listen on; 0.0.0.0 for every network", "metavar": "ADDRESS"},
+    )
+    port: int = field(
+        default=8000,
+        metadata={"help": "port to listen on; 0 for any free one", "minimum": 0, "maximum": 65535},
+    )
+    policy: str | None = field(
+        default=None,
+        metadata={"help": "how the router picks workers", "choices": tuple(PolicyName)},
+    )
+    drain_timeout: float = field(
+        default=2.0,
+        metadata={
+            "help": "seconds that running requests get to finish after Ctrl-C",
+            "metavar": "SECONDS",
+            "minimum": 0,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        num_prefill, num_decode = self.num_pairs
+        if self.unified is None and (num_prefill == 0 or num_decode == 0):
+            raise ConfigError(
+                f"--workers {self.workers} lacks a role, so no request could finish; "
+                "try --workers 1p1d, or --unified 1 for a worker that does both"
+            )
+
+    @property
+    def num_pairs(self) -> tuple[int, int]:
+        """(prefill workers, decode workers)."""
+        match = _WORKERS_FORM.fullmatch(self.workers.strip().lower())
+        if match is None:
+            raise ConfigError(f"--workers {self.workers} is not of the form NpMd; try 2p1d")
+        return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """One process to keep alive. `probe_path` answers 200 once it serves."""
+
+    name: str
+    host: str
+    port: int
+    probe_path: str
+    argv: tuple[str, ...]
+
+    @property
+    def url(self) -> str:
+        return url_of(self.host, self.port)
+
+
+@dataclass(frozen=True)
+class Topology:
+    router: ChildSpec
+    workers: tuple[ChildSpec, ...]
+
+    @property
+    def children(self) -> tuple[ChildSpec, ...]:
+        return (self.router, *self.workers)
+
+
+def plan_topology(
+    config: ServeConfig,
+    *,
+    model_path: str,
+    worker_argv: Sequence[str],
+    router_argv: Sequence[str] = (),
+    free_port: Callable[[], int],
+) -> Topology:
+    """`worker_argv` and `router_argv` are the options that go to every worker and to the router;
+    `config.port` must be the final one, never 0."""
+    assert config.port != 0, "the router's port must be chosen before planning"
+    if config.unified is not None:
+        workers = [
+            _worker(f"unified-{i}", "null", free_port(), model_path, worker_argv)
+            for i in range(config.unified)
+        ]
+        places = ["--worker-urls", *(worker.url for worker in workers)]
+    else:
+        workers, places = _plan_pairs(config, model_path, worker_argv, free_port)
+    return Topology(_router(config, [*places, *router_argv]), tuple(workers))
+
+
+def url_of(host: str, port: int) -> str:
+    """Where a client on this machine finds a server that listens on `host`."""
+    reachable = {"0.0.0.0": _LOOPBACK, "": _LOOPBACK, "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _plan_pairs(
+    config: ServeConfig,
+    model_path: str,
+    worker_argv: Sequence[str],
+    free_port: Callable[[], int],
+) -> tuple[list[ChildSpec], list[str]]:
+    """The workers of both roles, and the router's options that name them."""
+    num_prefill, num_decode = config.num_pairs
+    workers: list[ChildSpec] = []
+    places = ["--pd-disaggregation"]
+    for i in range(num_prefill):
+        bootstrap_port = free_port()
+        own_argv = [
+            f"--disaggregation-bootstrap-port={bootstrap_port}",
+            f"--engine-nice={PREFILL_NICE}",
+            *worker_argv,
+        ]
+        worker = _worker(f"prefill-{i}", "prefill", free_port(), model_path, own_argv)
+        workers.append(worker)
+        places += ["--prefill", worker.url, str(bootstrap_port)]
+    for i in range(num_decode):
+        worker = _worker(f"decode-{i}", "decode", free_port(), model_path, worker_argv)
+        workers.append(worker)
+        places += ["--decode", worker.url]
+    return workers, places
+
+
+def _worker(
+    name: str, role: Role, port: int, model_path: str, more_argv: Sequence[str]
+) -> ChildSpec:
+    argv = (
+        *(sys.executable, "-m", "baton.launch_server"),
+        f"--model-path={model_path}",
+        *(f"--host={_LOOPBACK}", f"--port={port}"),
+        f"--disaggregation-mode={role}",
+        *more_argv,
+    )
+    return ChildSpec(name, _LOOPBACK, port, "/health", argv)
+
+
+def _router(config: ServeConfig, more_argv: Sequence[str]) -> ChildSpec:
+    policy = () if config.policy is None else (f"--policy={config.policy}",)
+    argv = (
+        *(sys.executable, "-m", "baton.launch_router"),
+        *(f"--host={config.host}", f"--port={config.port}"),
+        *policy,
+        *more_argv,
+    )
+    return ChildSpec("router", config.host, config.port, "/readiness", argv)

@@ -1,0 +1,1 @@
+"""Every struct that crosses a process boundary, in closed unions, and their codec."""

@@ -1,0 +1,73 @@
+"""What the engines of a prefill and a decode worker say to each other about one hand-over.
+
+    decode                                prefill
+      │ ── KvReserved (blocks, windows) ──> │   may arrive before or after the request itself
+      │ <═══════ one-sided writes ═════════ │
+      │ <────────── KvDelivered ─────────── │   first token; all bytes are in place
+    or
+      │ <─────────── KvFailed ───────────── │   nothing more will be written
+    or
+      │ ──────────── KvCancel ────────────> │
+      │ <────────── KvReleased ──────────── │   nothing more will be written
+
+Every message names its hand-over by `transfer_id`, which the decode engine makes and never uses
+twice. All are idempotent: one about an unknown or ended transfer is answered harmlessly or dropped.
+Elsewhere: who does what on each (disagg/), the bytes (transfer/).
+"""
+
+import msgspec
+
+from baton.messages.engine import TokenLogprob
+from baton.messages.regions import RegionDescriptor
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    transfer_id: str
+
+
+class KvReserved(_Message, frozen=True, kw_only=True):
+    """Decode has blocks for this prompt. Prompt block i, for i >= num_cached_blocks, goes to decode
+    block `block_ids[i - num_cached_blocks]`."""
+
+    room: int
+    sample_index: int
+    layout_hash: str
+    num_prompt_tokens: int
+    prompt_digest: bytes
+    num_cached_blocks: int
+    block_ids: list[int]
+    regions: list[RegionDescriptor]
+
+
+class KvCancel(_Message, frozen=True, kw_only=True):
+    reason: str
+
+
+class KvDelivered(_Message, frozen=True, kw_only=True):
+    token_id: int
+    logprob: TokenLogprob | None = None
+    num_blocks: int
+    num_cached_tokens: int
+
+
+class KvFailed(_Message, frozen=True, kw_only=True):
+    """The prefill leg ended without delivering. `status` is an HTTP status for the client."""
+
+    reason: str
+    status: int
+
+
+class KvReleased(_Message, frozen=True, kw_only=True):
+    pass
+
+
+HandoverMessage = KvReserved | KvCancel | KvDelivered | KvFailed | KvReleased
+
+
+class EngineHello(msgspec.Struct, frozen=True, kw_only=True):
+    """First thing that engines tell each other on a new control connection. `writer_ids` are the
+    names under which its transports write into a peer's pool."""
+
+    engine_id: str
+    writer_ids: list[str]
+    protocol: int = 1

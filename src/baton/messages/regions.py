@@ -1,0 +1,16 @@
+"""How one engine tells another where its KV pool can be reached."""
+
+import msgspec
+
+
+class RegionDescriptor(msgspec.Struct, frozen=True, kw_only=True):
+    """How a peer reaches a registered region.
+
+    `host_id` tells apart hosts (and network namespaces): a same-host backend is usable only if it
+    equals the peer's own. `address` is backend-specific.
+    """
+
+    backend: str
+    host_id: str
+    address: str
+    num_bytes: int

@@ -1,0 +1,1 @@
+"""Models: one decoder for the Llama family, its configuration, and loading its weights."""

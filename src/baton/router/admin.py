@@ -1,0 +1,244 @@
+"""HTTP handlers about the workers and the router itself.
+
+Invariant: an answer tells what is so when it is sent; nothing is "queued".
+Elsewhere: routes that make tokens (generation.py), the table of routes (app.py).
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from baton.core.errors import ConfigError, RequestError
+from baton.router.config import (
+    MAX_PORT,
+    RouterConfig,
+    WorkerRole,
+    WorkerSpec,
+    check_role,
+    parse_worker_url,
+)
+from baton.router.errors import LegFailure, NoWorker
+from baton.router.exchange import forwarded_headers, problem_response, request_id_of
+from baton.router.fleet import Fleet
+from baton.router.generation import read_body
+from baton.router.legs import Wire
+from baton.router.metrics import CONTENT_TYPE
+from baton.router.workers import Worker
+
+WORKER_CALL_TIMEOUT_S = 10.0
+_ANSWERING_ROLES = (WorkerRole.DECODE, WorkerRole.REGULAR, WorkerRole.PREFILL)
+
+
+class AddWorker(msgspec.Struct):
+    """Body of POST /workers; SGLang's other fields are ignored."""
+
+    url: str
+    worker_type: WorkerRole = WorkerRole.REGULAR
+    bootstrap_port: int | None = None
+
+
+class AdminHandlers:
+    def __init__(self, config: RouterConfig, fleet: Fleet, wire: Wire):
+        self._config = config
+        self._fleet = fleet
+        self._wire = wire
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """The router runs; whether requests can be served is /readiness."""
+        return web.Response(text="OK")
+
+    async def readiness(self, _request: web.Request) -> web.Response:
+        workers = list(self._fleet.pool)
+        missing = self._fleet.missing_roles()
+        answer: dict[str, Any] = {
+            "status": "not ready" if missing else "ready",
+            "healthy_workers": sum(worker.is_healthy for worker in workers),
+            "total_workers": len(workers),
+        }
+        if missing:
+            answer["missing"] = [role.value for role in missing]
+            answer["reason"] = "no healthy worker of role " + " and ".join(missing)
+        return _json(answer, status=503 if missing else 200)
+
+    async def health_generate(self, request: web.Request) -> web.Response:
+        missing = self._fleet.missing_roles()
+        if missing:
+            num_known = len(self._fleet.pool.of_role(missing[0]))
+            return problem_response(
+                NoWorker(missing[0], num_known).problem, request_id_of(request.headers)
+            )
+        return web.Response(text="OK")
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        headers = {"Content-Type": CONTENT_TYPE}
+        return web.Response(body=self._fleet.metrics.render(), headers=headers)
+
+    async def list_workers(self, _request: web.Request) -> web.Response:
+        workers = list(self._fleet.pool)
+        stats = {
+            f"{role}_count": sum(worker.role is role for worker in workers) for role in WorkerRole
+        }
+        return _json({"workers": _records(workers), "total": len(workers), "stats": stats})
+
+    async def get_worker(self, request: web.Request) -> web.Response:
+        return _json(_record(self._named_worker(request)))
+
+    async def add_worker(self, request: web.Request) -> web.Response:
+        """Adding a worker that is there already, in the same role, changes nothing."""
+        spec = await self._wanted_worker(request)
+        worker = self._fleet.pool.find(spec.url)
+        if worker is not None and worker.spec != spec:
+            raise RequestError(
+                f"url {spec.url} is already there as {worker.role} "
+                f"(bootstrap_port {worker.spec.bootstrap_port}); remove worker {worker.id} first",
+                param="url",
+                status=409,
+                code="worker_exists",
+            )
+        if worker is None:
+            worker = self._fleet.join(spec)
+        location = f"/workers/{worker.id}"
+        answer = {
+            "status": "accepted",
+            "worker_id": worker.id,
+            "url": worker.url,
+            "location": location,
+            "message": "Worker added; it is used as soon as it answers GET /health",
+        }
+        return _json(answer, status=202, headers={"Location": location})
+
+    async def remove_worker(self, request: web.Request) -> web.Response:
+        worker = self._named_worker(request)
+        await self._fleet.leave(worker)
+        answer = {
+            "status": "accepted",
+            "worker_id": worker.id,
+            "message": f"Worker removed; {worker.num_in_flight} requests there run to their end",
+        }
+        return _json(answer, status=202)
+
+    async def get_loads(self, _request: web.Request) -> web.Response:
+        """KV tokens as last reported; -1 where a worker reports none."""
+        loads = [
+            {"worker": worker.url, "load": worker.load.num_tokens if worker.load else -1}
+            for worker in self._fleet.pool
+        ]
+        return _json({"workers": loads})
+
+    async def ask_one(self, request: web.Request) -> web.Response:
+        """GET from any healthy worker; decode first, whose answers are what clients see."""
+        for role in _ANSWERING_ROLES:
+            workers = self._fleet.pool.healthy(role)
+            if workers:
+                answer = await self._call(workers[0], request, b"")
+                return web.Response(
+                    status=answer.status, body=answer.body, headers=dict(answer.headers)
+                )
+        role = self._config.roles[-1]
+        raise NoWorker(role, len(self._fleet.pool.of_role(role)))
+
+    async def flush_cache(self, request: web.Request) -> web.Response:
+        outcomes = await self._call_all(request, b"")
+        num_done = sum(outcome["status"] == 200 for outcome in outcomes)
+        all_done = bool(outcomes) and num_done == len(outcomes)
+        answer: dict[str, Any] = {
+            "status": "success" if all_done else "error",
+            "message": f"Successfully flushed cache on all {num_done} HTTP workers"
+            if all_done
+            else f"Flushed cache on {num_done} of {len(outcomes)} HTTP workers",
+            "workers_flushed": num_done,
+            "total_http_workers": len(outcomes),
+            "total_workers": len(outcomes),
+        }
+        if not all_done:
+            answer["failed"] = [outcome for outcome in outcomes if outcome["status"] != 200]
+        return _json(answer, status=200 if all_done else 503)
+
+    async def abort_request(self, request: web.Request) -> web.Response:
+        """Told to all workers: nobody here remembers which one has the request."""
+        outcomes = await self._call_all(request, await read_body(request))
+        told = any(outcome["status"] == 200 for outcome in outcomes)
+        answer = {"status": "success" if told else "error", "workers": outcomes}
+        return _json(answer, status=200 if told else 503)
+
+    async def _call_all(self, request: web.Request, body: bytes) -> list[dict[str, Any]]:
+        async def outcome(worker: Worker) -> dict[str, Any]:
+            try:
+                answer = await self._call(worker, request, body)
+            except LegFailure as failure:
+                return {"worker": worker.url, "status": 503, "message": failure.problem.message}
+            return {"worker": worker.url, "status": answer.status}
+
+        return await asyncio.gather(*(outcome(worker) for worker in self._fleet.pool))
+
+    async def _call(self, worker: Worker, request: web.Request, body: bytes) -> Any:
+        headers = forwarded_headers(request.headers, request_id_of(request.headers))
+        return await self._wire.fetch(
+            worker, request.method, request.path_qs, body, headers, WORKER_CALL_TIMEOUT_S
+        )
+
+    def _named_worker(self, request: web.Request) -> Worker:
+        worker_id = request.match_info["worker_id"]
+        worker = self._fleet.pool.get(worker_id)
+        if worker is None:
+            raise RequestError(
+                f"no worker has id {worker_id!r}; GET /workers lists them",
+                param="worker_id",
+                status=404,
+                code="not_found",
+            )
+        return worker
+
+    async def _wanted_worker(self, request: web.Request) -> WorkerSpec:
+        try:
+            wanted = msgspec.json.decode(await read_body(request), type=AddWorker)
+            url = parse_worker_url("url", wanted.url)
+            check_role(wanted.worker_type, self._config.pd_disaggregation)
+        except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:
+            raise RequestError(str(error)) from error
+        port = wanted.bootstrap_port
+        if port is not None and not 1 <= port <= MAX_PORT:
+            raise RequestError(
+                f"bootstrap_port is {port}; it must be from 1 to {MAX_PORT}", param="bootstrap_port"
+            )
+        return WorkerSpec(url, wanted.worker_type, port)
+
+
+def _records(workers: Iterable[Worker]) -> list[dict[str, Any]]:
+    return [_record(worker) for worker in workers]
+
+
+def _record(worker: Worker) -> dict[str, Any]:
+    """The shape of SGLang's router, which knows priority and cost; here they are its defaults."""
+    facts = worker.facts
+    return {
+        "id": worker.id,
+        "url": worker.url,
+        "model_id": facts.model_id if facts else "unknown",
+        "priority": 50,
+        "cost": 1.0,
+        "worker_type": worker.role.value,
+        "is_healthy": worker.is_healthy,
+        "load": worker.num_in_flight,
+        "connection_mode": "HTTP",
+        "bootstrap_port": worker.bootstrap_port,
+        "pid": worker.local_pid,
+        "metadata": facts.metadata if facts else {},
+        "disable_health_check": False,
+        "phase": worker.health.phase.value,
+        "reason": worker.health.reason,
+    }
+
+
+def _json(
+    answer: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(answer),
+        headers=headers,
+        content_type="application/json",
+    )

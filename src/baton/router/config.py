@@ -1,0 +1,155 @@
+"""What an operator decides about a router, checked once at start.
+
+Invariant: a RouterConfig that exists is consistent; every refusal names flag, value and mend.
+Elsewhere: flags (launch/router.py), defaults of health transitions (HealthRules, here).
+"""
+
+import enum
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from baton.core.errors import ConfigError
+from baton.router.policies import PolicyName
+
+MAX_PORT = 65535
+
+
+class WorkerRole(enum.StrEnum):
+    """SGLang's `worker_type`: "regular" is a unified worker."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    REGULAR = "regular"
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """One endpoint as the operator names it. `bootstrap_port` None: the worker's own answer, or
+    SGLang's default, decides."""
+
+    url: str
+    role: WorkerRole
+    bootstrap_port: int | None = None
+
+
+@dataclass(frozen=True)
+class HealthRules:
+    """When a worker counts as healthy. A refused connection needs no second opinion."""
+
+    interval_s: float = 1.0
+    timeout_s: float = 3.0
+    failure_threshold: int = 2
+    success_threshold: int = 1
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """`seed` makes choices and room numbers repeatable; None draws from the system."""
+
+    host: str = "127.0.0.1"
+    port: int = 30000
+    pd_disaggregation: bool = False
+    workers: tuple[WorkerSpec, ...] = ()
+    policy: PolicyName = PolicyName.LEAST_LOADED
+    prefill_policy: PolicyName | None = None
+    decode_policy: PolicyName | None = None
+    max_payload_bytes: int = 32 * 2**20
+    request_timeout_s: float = 1800.0
+    worker_startup_timeout_s: float = 1800.0
+    shutdown_grace_s: float = 30.0
+    connect_timeout_s: float = 3.0
+    prefill_drain_limit_s: float = 30.0
+    max_attempts: int = 3
+    health: HealthRules = field(default_factory=HealthRules)
+    api_key: str | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _in_range("--port", self.port, 0, MAX_PORT)
+        _in_range("--max-payload-size", self.max_payload_bytes, 1, None)
+        _in_range("--health-failure-threshold", self.health.failure_threshold, 1, None)
+        _in_range("--health-success-threshold", self.health.success_threshold, 1, None)
+        _positive("--request-timeout-secs", self.request_timeout_s)
+        _positive("--worker-startup-timeout-secs", self.worker_startup_timeout_s)
+        _positive("--health-check-interval-secs", self.health.interval_s)
+        _positive("--health-check-timeout-secs", self.health.timeout_s)
+        if self.shutdown_grace_s < 0:
+            raise ConfigError(
+                f"--shutdown-grace-period-secs {self.shutdown_grace_s:g} is negative; use 0 or more"
+            )
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        seen: set[str] = set()
+        for spec in self.workers:
+            check_role(spec.role, self.pd_disaggregation)
+            if spec.url in seen:
+                raise ConfigError(f"worker {spec.url} is given twice; name each worker once")
+            seen.add(spec.url)
+
+    def policy_for(self, role: WorkerRole) -> PolicyName:
+        match role:
+            case WorkerRole.PREFILL:
+                return self.prefill_policy or self.policy
+            case WorkerRole.DECODE:
+                return self.decode_policy or self.policy
+            case WorkerRole.REGULAR:
+                return self.policy
+
+    @property
+    def roles(self) -> tuple[WorkerRole, ...]:
+        """The roles a request needs, in the order it passes them."""
+        if self.pd_disaggregation:
+            return (WorkerRole.PREFILL, WorkerRole.DECODE)
+        return (WorkerRole.REGULAR,)
+
+
+def check_role(role: WorkerRole, pd_disaggregation: bool) -> None:
+    """A pool holds prefill and decode workers, or unified ones, never both."""
+    if pd_disaggregation and role is WorkerRole.REGULAR:
+        raise ConfigError(
+            "a regular worker cannot join a router with --pd-disaggregation; "
+            "name its role prefill or decode, or start a router with --worker-urls"
+        )
+    if not pd_disaggregation and role is not WorkerRole.REGULAR:
+        raise ConfigError(
+            f"a {role} worker needs a router that was started with --pd-disaggregation"
+        )
+
+
+def parse_worker_url(flag: str, text: str) -> str:
+    """`http(s)://host[:port]` without a trailing slash; raises ConfigError."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text!r} is not a URL: {error}") from error
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"{flag} {text!r} lacks http:// or https://; try http://{text}")
+    if not parts.hostname or port == 0:
+        raise ConfigError(f"{flag} {text!r} names no host and port; try http://127.0.0.1:30001")
+    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+        raise ConfigError(f"{flag} {text!r} is more than a host and a port; leave the rest out")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def parse_bootstrap_port(flag: str, text: str) -> int | None:
+    """A port, or None for "none"; raises ConfigError."""
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PORT:
+        raise ConfigError(
+            f"{flag}: bootstrap port {text!r} is neither 'none' nor a number from 1 to {MAX_PORT}"
+        )
+    return int(text)
+
+
+def _in_range(flag: str, value: int, low: int, high: int | None) -> None:
+    if value < low or (high is not None and value > high):
+        wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(f"{flag} {value} is out of range; it must be {wanted}")
+
+
+def _positive(flag: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{flag} {value:g} is not above 0; use a number of seconds")

@@ -1,0 +1,181 @@
+"""What can go wrong between client and workers, and how the client is told.
+
+    RouterFailure
+    ├── NoWorker        no healthy worker of a role: 503, come back in a second
+    ├── Expired         the request's time is up, or the router's: 504 or 503
+    └── LegFailure      one worker, one leg of one request
+        ├── LegRefused  nobody took the connection: nothing was sent, so trying elsewhere is safe
+        ├── LegBroken   the connection ended, or its bytes made no sense
+        └── LegRejected the worker answered with an error: status and body are passed unchanged
+
+Invariant: every failure names the stage (prefill, decode, worker) and the worker's URL.
+Elsewhere: which of two failed legs is to blame (pair.py).
+"""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from baton.core.errors import BatonError
+from baton.router.config import WorkerRole
+from baton.router.workers import Worker
+
+RETRY_AFTER_S = 1
+
+
+class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """An error of the router's own, in OpenAI's shape."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    def body(self) -> bytes:
+        error = ErrorBody(
+            message=self.message, type=_type_of(self.status), param=self.param, code=self.code
+        )
+        return msgspec.json.encode({"error": error})
+
+
+def _type_of(status: int) -> str:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 404:
+            return "not_found_error"
+        case 503:
+            return "service_unavailable_error"
+        case 504:
+            return "timeout_error"
+        case _:
+            return "invalid_request_error" if status < 500 else "server_error"
+
+
+class RouterFailure(BatonError):
+    """Base of what a client's request can die of in the router."""
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem.message)
+        self.problem = problem
+
+
+class NoWorker(RouterFailure):
+    def __init__(self, role: WorkerRole, num_known: int):
+        stage = stage_of(role)
+        known = f"{num_known} known, none healthy" if num_known else "none known"
+        super().__init__(
+            Problem(
+                status=503,
+                code=f"no_{stage}_worker" if stage != "worker" else "no_worker",
+                message=f"no {role} worker available ({known}); see GET /workers",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        )
+
+
+class Expired(RouterFailure):
+    """Ended by the router itself."""
+
+
+def request_expired(limit_s: float) -> Expired:
+    return Expired(
+        Problem(
+            status=504,
+            code="request_timeout",
+            message=f"the request did not finish within {limit_s:g} s (--request-timeout-secs)",
+        )
+    )
+
+
+def router_stopping() -> Expired:
+    return Expired(
+        Problem(
+            status=503,
+            code="router_stopping",
+            message="the router is shutting down; send the request again",
+            retry_after_s=RETRY_AFTER_S,
+        )
+    )
+
+
+class LegFailure(RouterFailure):
+    kind = "failure"
+
+    def __init__(self, worker: Worker, problem: Problem):
+        super().__init__(problem)
+        self.worker = worker
+
+
+class LegRefused(LegFailure):
+    kind = "refused"
+
+    def __init__(self, worker: Worker, reason: str):
+        stage = stage_of(worker.role)
+        super().__init__(
+            worker,
+            Problem(
+                status=503,
+                code=f"{stage}_unreachable",
+                message=f"{_name(worker)} cannot be reached: {reason}",
+                retry_after_s=RETRY_AFTER_S,
+            ),
+        )
+
+
+class LegBroken(LegFailure):
+    kind = "broken"
+
+    def __init__(self, worker: Worker, reason: str):
+        stage = stage_of(worker.role)
+        super().__init__(
+            worker,
+            Problem(
+                status=503,
+                code=f"{stage}_failed",
+                message=f"{_name(worker)} failed during the request: {reason}",
+                retry_after_s=RETRY_AFTER_S,
+            ),
+        )
+
+
+class LegRejected(LegFailure):
+    """`headers` are the end-to-end headers of the worker's answer."""
+
+    kind = "rejected"
+
+    def __init__(self, worker: Worker, status: int, headers: Mapping[str, str], body: bytes):
+        stage = stage_of(worker.role)
+        super().__init__(
+            worker,
+            Problem(
+                status=status,
+                code=f"{stage}_rejected",
+                message=f"{_name(worker)} answered {status}",
+            ),
+        )
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def is_clients_fault(self) -> bool:
+        return 400 <= self.status < 500
+
+
+def stage_of(role: WorkerRole) -> str:
+    return "worker" if role is WorkerRole.REGULAR else role.value
+
+
+def _name(worker: Worker) -> str:
+    if worker.role is WorkerRole.REGULAR:
+        return f"worker {worker.url}"
+    return f"{worker.role} worker {worker.url}"

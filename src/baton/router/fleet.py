@@ -1,0 +1,155 @@
+"""The workers as one thing: pick one, count what runs there, and act on what went wrong.
+
+Invariant: a leg started here is counted at its worker until it has ended, however it ends; no
+leg outlives `close`.
+Elsewhere: transitions (workers.py), policies (policies.py), probing (health.py).
+"""
+
+import asyncio
+import contextlib
+import random
+import uuid
+from collections.abc import Callable, Collection, Coroutine, Iterator
+from typing import Any, TypeVar
+
+from baton.core.clock import Clock
+from baton.core.request import MAX_BOOTSTRAP_ROOM
+from baton.obs.logs import EventLog
+from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
+from baton.router.errors import LegBroken, LegFailure, LegRefused, NoWorker, stage_of
+from baton.router.health import HealthMonitor
+from baton.router.metrics import RouterMetrics
+from baton.router.policies import choose
+from baton.router.workers import Worker, WorkerPool
+
+_log = EventLog("baton.router")
+T = TypeVar("T")
+
+
+class Fleet:
+    """`monitor` is given once the event loop runs (`attach`)."""
+
+    def __init__(self, config: RouterConfig, clock: Clock):
+        self._config = config
+        self._clock = clock
+        self._random = random.Random(config.seed)
+        self._changed = asyncio.Event()
+        self._legs: set[asyncio.Task[Any]] = set()
+        self._monitor: HealthMonitor | None = None
+        self.pool = WorkerPool(config.health, self._note_change)
+        self.metrics = RouterMetrics(self.pool)
+
+    def attach(self, monitor: HealthMonitor) -> None:
+        """Start to watch: the workers of the configuration join now."""
+        self._monitor = monitor
+        for spec in self._config.workers:
+            self.join(spec)
+
+    def join(self, spec: WorkerSpec) -> Worker:
+        """Add a worker; it is used as soon as it says that it is healthy."""
+        assert self._monitor is not None
+        worker = self.pool.add(str(uuid.uuid4()), spec, self._clock.now_s())
+        self._monitor.watch(worker)
+        return worker
+
+    async def leave(self, worker: Worker) -> None:
+        """Remove a worker; what runs there runs on."""
+        assert self._monitor is not None
+        self.pool.remove(worker.id)
+        await self._monitor.forget(worker.id)
+
+    async def close(self) -> None:
+        if self._monitor is not None:
+            await self._monitor.close()
+        for leg in self._legs:
+            leg.cancel()
+        if self._legs:
+            await asyncio.wait(self._legs)
+
+    async def until(self, is_so: Callable[[WorkerPool], bool]) -> None:
+        """Wait until the workers are in a state that `is_so`."""
+        while not is_so(self.pool):
+            self._changed.clear()
+            await self._changed.wait()
+
+    def missing_roles(self) -> list[WorkerRole]:
+        """Roles without which no request can be served now."""
+        return [role for role in self._config.roles if not self.pool.healthy(role)]
+
+    def pick(self, role: WorkerRole, tried: Collection[str] = ()) -> Worker:
+        """The worker to use next; raises NoWorker."""
+        workers = self.pool.healthy(role, without=tried)
+        if not workers:
+            raise NoWorker(role, len(self.pool.of_role(role)))
+        candidates = [worker.as_candidate() for worker in workers]
+        draw = self._random.random()
+        chosen = choose(self._config.policy_for(role), candidates, draw=draw)
+        return next(worker for worker in workers if worker.id == chosen.worker_id)
+
+    def draw_room(self) -> int:
+        """A room number in [0, 2^63), new for every attempt."""
+        return self._random.randint(0, MAX_BOOTSTRAP_ROOM)
+
+    @contextlib.contextmanager
+    def counted(self, worker: Worker) -> Iterator[None]:
+        """A request is at this worker for as long as the block runs."""
+        self.pool.begin(worker)
+        try:
+            yield
+        finally:
+            self._end(worker)
+
+    def start_leg(self, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a leg beside the request's handler."""
+        task = asyncio.create_task(leg)
+        self._legs.add(task)
+        task.add_done_callback(self._end_leg)
+        return task
+
+    def start_counted_leg(self, worker: Worker, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a leg that may outlive the handler; it counts at the worker until it ends."""
+        self.pool.begin(worker)
+        task = self.start_leg(leg)
+        task.add_done_callback(lambda _: self._end(worker))
+        return task
+
+    def let_finish(self, leg: asyncio.Task[Any]) -> None:
+        """Nobody waits for this leg any more: it may end by itself, within a limit."""
+        if not leg.done():
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self._config.prefill_drain_limit_s, leg.cancel)
+            leg.add_done_callback(lambda _: timer.cancel())
+
+    def note_failure(self, failure: LegFailure) -> None:
+        """A leg failed: blame that worker, and only for what is its fault."""
+        worker = failure.worker
+        self.metrics.leg_failures.labels(stage_of(worker.role), failure.kind).inc()
+        _log.warning(
+            "leg failed",
+            stage=stage_of(worker.role),
+            kind=failure.kind,
+            worker=worker.url,
+            reason=failure.problem.message,
+        )
+        match failure:
+            case LegRefused():
+                self.pool.note_refusal(worker, failure.problem.message, self._clock.now_s())
+                self._doubt(worker)
+            case LegBroken():
+                self._doubt(worker)
+
+    def _doubt(self, worker: Worker) -> None:
+        assert self._monitor is not None
+        self._monitor.doubt(worker)
+
+    def _end_leg(self, leg: asyncio.Task[Any]) -> None:
+        self._legs.discard(leg)
+        if not leg.cancelled():
+            leg.exception()  # the wire has reported it; asking marks it as seen
+
+    def _end(self, worker: Worker) -> None:
+        self.pool.end(worker)
+        self._changed.set()
+
+    def _note_change(self, _worker: Worker) -> None:
+        self._changed.set()

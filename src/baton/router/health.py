@@ -1,0 +1,181 @@
+"""Asking workers how they are: one task per worker, once per interval and whenever doubt arises.
+
+A round is GET /health, what the worker says of itself when that may have changed (first
+contact, recovery, a broken connection), and its load.
+Invariant: this module decides nothing; it reports to the pool, whose transitions are pure.
+Elsewhere: those transitions (workers.py), reading the answers (worker_reports.py).
+"""
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from baton.core.clock import Clock
+from baton.obs.logs import EventLog
+from baton.router import worker_reports
+from baton.router.config import HealthRules
+from baton.router.legs import reason_of
+from baton.router.workers import Phase, Worker, WorkerPool
+
+_log = EventLog("baton.router")
+_NO_ANSWER = 0
+
+
+class _Watch:
+    """One worker under observation. `doubt` is set to be asked at once."""
+
+    def __init__(self, worker: Worker):
+        self.worker = worker
+        self.doubt = asyncio.Event()
+        self.wants_facts = True
+        self.was_late = False
+        self.load_path: str | None = worker_reports.LOAD_PATHS[0]
+        self.task: asyncio.Task[None] | None = None
+
+
+class HealthMonitor:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        session: aiohttp.ClientSession,
+        rules: HealthRules,
+        clock: Clock,
+        startup_timeout_s: float,
+        headers: dict[str, str],
+    ):
+        self._pool = pool
+        self._session = session
+        self._rules = rules
+        self._clock = clock
+        self._startup_timeout_s = startup_timeout_s
+        self._headers = headers
+        self._timeout = aiohttp.ClientTimeout(total=rules.timeout_s)
+        self._watches: dict[str, _Watch] = {}
+
+    def watch(self, worker: Worker) -> None:
+        watch = self._watches[worker.id] = _Watch(worker)
+        watch.task = asyncio.create_task(self._run(watch), name=f"health {worker.url}")
+
+    async def forget(self, worker_id: str) -> None:
+        await _ended(self._watches.pop(worker_id))
+
+    async def close(self) -> None:
+        watches, self._watches = list(self._watches.values()), {}
+        for watch in watches:
+            await _ended(watch)
+
+    def doubt(self, worker: Worker) -> None:
+        """Something went wrong there: ask now, and read its facts anew."""
+        watch = self._watches.get(worker.id)
+        if watch is not None:
+            watch.wants_facts = True
+            watch.doubt.set()
+
+    async def _run(self, watch: _Watch) -> None:
+        while True:
+            watch.doubt.clear()
+            await self._round(watch)
+            self._mention_lateness(watch)
+            try:
+                async with asyncio.timeout(self._rules.interval_s):
+                    await watch.doubt.wait()
+            except TimeoutError:
+                continue
+
+    async def _round(self, watch: _Watch) -> None:
+        worker, phase = watch.worker, watch.worker.health.phase
+        try:
+            async with self._get(worker, "/health") as response:
+                await response.read()
+            if response.status // 100 == 2:
+                await self._report_well(watch)
+            else:
+                reason = f"GET /health answers {response.status}"
+                self._pool.note_failure(worker, reason, self._clock.now_s())
+        except aiohttp.ClientConnectorError as error:
+            self._pool.note_refusal(worker, reason_of(error), self._clock.now_s())
+        except (aiohttp.ClientError, OSError) as error:
+            reason = f"GET /health: {reason_of(error)}"
+            self._pool.note_failure(worker, reason, self._clock.now_s())
+        if worker.health.phase is not phase:
+            _log_move(worker)
+
+    async def _report_well(self, watch: _Watch) -> None:
+        """Facts first: who is healthy is used at once, with the facts then known."""
+        worker = watch.worker
+        if watch.wants_facts or not worker.is_healthy:
+            await self._read_facts(watch)
+        self._pool.note_success(worker, self._clock.now_s())
+        await self._read_load(watch)
+
+    async def _read_facts(self, watch: _Watch) -> None:
+        answered, server = await self._first_json(watch.worker, worker_reports.SERVER_INFO_PATHS)
+        _, model = await self._first_json(watch.worker, worker_reports.MODEL_INFO_PATHS)
+        if answered or watch.worker.facts is None:
+            self._pool.note_facts(watch.worker, worker_reports.facts_from(server, model))
+        watch.wants_facts = not answered
+
+    async def _read_load(self, watch: _Watch) -> None:
+        while watch.load_path is not None:
+            status, answer = await self._json(watch.worker, watch.load_path)
+            if status == 404:
+                watch.load_path = worker_reports.next_load_path(watch.load_path)
+                continue
+            load = worker_reports.load_from(answer)
+            if load is not None:
+                self._pool.note_load(watch.worker, *load, self._clock.now_s())
+            return
+
+    async def _first_json(self, worker: Worker, paths: tuple[str, ...]) -> tuple[bool, Any]:
+        """Whether the worker answered, and what, at the first path it knows."""
+        for path in paths:
+            status, answer = await self._json(worker, path)
+            if status != 404:
+                return status != _NO_ANSWER, answer
+        return True, None
+
+    async def _json(self, worker: Worker, path: str) -> tuple[int, Any]:
+        """Status and content; a worker without such a report is still a healthy worker."""
+        try:
+            async with self._get(worker, path) as response:
+                body = await response.read()
+            return response.status, msgspec.json.decode(body) if response.status == 200 else None
+        except (aiohttp.ClientError, OSError) as error:
+            reason = reason_of(error)
+            _log.warning("worker gives no report", worker=worker.url, path=path, reason=reason)
+            return _NO_ANSWER, None
+        except msgspec.DecodeError as error:
+            _log.warning("worker's report is odd", worker=worker.url, path=path, reason=str(error))
+            return response.status, None
+
+    def _get(self, worker: Worker, path: str) -> Any:
+        return self._session.get(worker.url + path, timeout=self._timeout, headers=self._headers)
+
+    def _mention_lateness(self, watch: _Watch) -> None:
+        worker = watch.worker
+        waited_s = self._clock.now_s() - worker.added_s
+        if worker.facts is None and waited_s > self._startup_timeout_s and not watch.was_late:
+            watch.was_late = True
+            _log.error(
+                "worker not up yet",
+                worker=worker.url,
+                role=worker.role,
+                waited_s=round(waited_s),
+                reason=worker.health.reason,
+            )
+
+
+def _log_move(worker: Worker) -> None:
+    if worker.health.phase is Phase.HEALTHY:
+        _log.info("worker healthy", worker=worker.url, role=worker.role)
+    else:
+        reason = worker.health.reason
+        _log.warning("worker unhealthy", worker=worker.url, role=worker.role, reason=reason)
+
+
+async def _ended(watch: _Watch) -> None:
+    assert watch.task is not None
+    watch.task.cancel()
+    await asyncio.wait({watch.task})

@@ -1,0 +1,134 @@
+"""A client's body, looked into no deeper than routing needs, and what is added for the pair.
+
+Only the outermost keys are parsed; every value travels on as the bytes the client wrote, so
+numbers of any size and any spelling arrive unchanged, in the client's order.
+Elsewhere: validating the request itself (the workers), HTTP (app.py).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from baton.core.errors import RequestError
+
+GENERATE = "/generate"
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+GENERATION_ROUTES = (GENERATE, CHAT, COMPLETIONS)
+
+MAX_CHOICES = 1024
+"""Largest `n`: each choice gets a room, so a huge number must not cost memory here."""
+
+Fields = Mapping[str, msgspec.Raw]
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """One request for tokens. `num_items` is None for a single one, else the length that
+    SGLang expects of the bootstrap lists."""
+
+    route: str
+    body: bytes
+    fields: dict[str, msgspec.Raw]
+    num_items: int | None
+    wants_prompt_logprobs: bool
+
+    def body_for_pair(self, host: str, port: int | None, draw_room: Callable[[], int]) -> bytes:
+        """The body both legs get, with rooms drawn anew."""
+        fields: dict[str, Any] = dict(self.fields)
+        num = self.num_items
+        fields["bootstrap_host"] = host if num is None else [host] * num
+        fields["bootstrap_port"] = port if num is None else [port] * num
+        fields["bootstrap_room"] = draw_room() if num is None else [draw_room() for _ in range(num)]
+        return _encode(fields)
+
+
+def parse_generation(route: str, body: bytes) -> Generation:
+    """Raise RequestError if the body is not a JSON object."""
+    fields = parse_object(body)
+    return Generation(
+        route=route,
+        body=body,
+        fields=fields,
+        num_items=_num_items(route, fields),
+        wants_prompt_logprobs=_wants_prompt_logprobs(route, fields),
+    )
+
+
+def parse_object(body: bytes) -> dict[str, msgspec.Raw]:
+    """The outermost keys of a JSON object in UTF-8; raises RequestError."""
+    try:
+        if not body.isascii():
+            body.decode("utf-8")
+        return _decode_fields(body)
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the body is not UTF-8 (byte {error.start}); send JSON encoded as UTF-8",
+            code="invalid_json",
+        ) from error
+    except RecursionError as error:
+        raise RequestError("the body is nested too deeply", code="invalid_json") from error
+    except msgspec.DecodeError as error:
+        raise RequestError(
+            f"the body is not a JSON object: {error}", code="invalid_json"
+        ) from error
+
+
+def _num_items(route: str, fields: Fields) -> int | None:
+    if route == CHAT:
+        return _num_choices(fields.get("n"))
+    if route == COMPLETIONS:
+        return _num_prompts(fields.get("prompt"), depth_of_ids=1)
+    for name, depth_of_ids in (("text", 1), ("input_ids", 1), ("input_embeds", 2)):
+        raw = fields.get(name)
+        if _is_set(raw):
+            return _num_prompts(raw, depth_of_ids)
+    return None
+
+
+def _num_prompts(raw: msgspec.Raw | None, depth_of_ids: int) -> int | None:
+    """Length of a batch of prompts, None for a single one.
+
+    A prompt is a text, or numbers nested `depth_of_ids` lists deep. What is neither is left for
+    the worker to refuse.
+    """
+    depth, num_outer, leaf = 0, 0, raw
+    while leaf is not None and _first_byte(leaf) == b"[":
+        items = _decode_items(leaf)
+        if depth == 0:
+            num_outer = len(items)
+        depth, leaf = depth + 1, items[0] if items else None
+    if leaf is None or depth == 0:
+        return None
+    is_batch = _first_byte(leaf) == b'"' or depth > depth_of_ids
+    return num_outer if is_batch else None
+
+
+def _num_choices(raw: msgspec.Raw | None) -> int | None:
+    """Chat's `n` above 1; anything odd is left for the worker to refuse."""
+    if raw is None or not bytes(raw).isdigit():
+        return None
+    num = int(bytes(raw)[:20])
+    if num > MAX_CHOICES:
+        raise RequestError(f"n is {num}; it must be at most {MAX_CHOICES}", param="n")
+    return num if num > 1 else None
+
+
+def _first_byte(raw: msgspec.Raw) -> bytes:
+    return bytes(memoryview(raw)[:1])
+
+
+def _wants_prompt_logprobs(route: str, fields: Fields) -> bool:
+    """Only the prefill worker knows them: decode never ran the prompt."""
+    if route == GENERATE:
+        return _is_set(fields.get("return_logprob"))
+    if route == COMPLETIONS:
+        return _is_set(fields.get("echo")) and _is_set(fields.get("logprobs"))
+    return False
+
+
+def _is_set(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and bytes(raw) not in (b"null", b"false")

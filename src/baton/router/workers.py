@@ -1,0 +1,252 @@
+"""What the router knows of its workers, and how that knowledge changes.
+
+    STARTING ──success──> HEALTHY ──failures or refusal──> UNHEALTHY ──success──> HEALTHY
+        └──────────────────failures or refusal───────────────^
+
+Invariant: for every worker num_in_flight >= 0 and equals begun minus ended requests; only
+HEALTHY workers are candidates.
+Elsewhere: asking workers how they are (health.py), choosing among them (policies.py).
+"""
+
+import enum
+import ipaddress
+from collections.abc import Callable, Collection, Iterator
+from urllib.parse import urlsplit
+
+import msgspec
+
+from baton.router.config import HealthRules, WorkerRole, WorkerSpec
+from baton.router.policies import Candidate
+
+
+class Phase(enum.StrEnum):
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+LEGAL_MOVES = {
+    Phase.STARTING: {Phase.HEALTHY, Phase.UNHEALTHY},
+    Phase.HEALTHY: {Phase.UNHEALTHY},
+    Phase.UNHEALTHY: {Phase.HEALTHY},
+}
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """`num_successes` and `num_failures` are consecutive: one is always 0. `reason` says why a
+    worker is not healthy."""
+
+    phase: Phase = Phase.STARTING
+    since_s: float
+    num_successes: int = 0
+    num_failures: int = 0
+    reason: str = "not probed yet"
+
+
+def after_success(health: Health, rules: HealthRules, now_s: float) -> Health:
+    num_successes = health.num_successes + 1
+    counted = msgspec.structs.replace(health, num_successes=num_successes, num_failures=0)
+    if health.phase is Phase.HEALTHY or num_successes < rules.success_threshold:
+        return counted
+    return _moved(counted, Phase.HEALTHY, "", now_s)
+
+
+def after_failure(health: Health, rules: HealthRules, reason: str, now_s: float) -> Health:
+    num_failures = health.num_failures + 1
+    counted = msgspec.structs.replace(health, num_successes=0, num_failures=num_failures)
+    if health.phase is Phase.UNHEALTHY:
+        return msgspec.structs.replace(counted, reason=reason)
+    if num_failures < rules.failure_threshold:
+        return counted
+    return _moved(counted, Phase.UNHEALTHY, reason, now_s)
+
+
+def after_refusal(health: Health, reason: str, now_s: float) -> Health:
+    """Nobody listens at the address: certain enough to act on at once."""
+    counted = msgspec.structs.replace(
+        health, num_successes=0, num_failures=health.num_failures + 1, reason=reason
+    )
+    if health.phase is Phase.UNHEALTHY:
+        return counted
+    return _moved(counted, Phase.UNHEALTHY, reason, now_s)
+
+
+def _moved(health: Health, phase: Phase, reason: str, now_s: float) -> Health:
+    assert phase in LEGAL_MOVES[health.phase], f"{health.phase} to {phase}"
+    return msgspec.structs.replace(health, phase=phase, since_s=now_s, reason=reason)
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself. `metadata` keeps the names and texts of SGLang's router."""
+
+    model_id: str = "unknown"
+    pid: int | None = None
+    bootstrap_port: int | None = None
+    metadata: dict[str, str] = {}
+
+
+class ReportedLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """`num_in_flight` is our own count at the moment of the report: what the worker has beyond
+    it belongs to others. `num_requests` is None where a worker reports only tokens."""
+
+    num_requests: int | None
+    num_tokens: int
+    num_in_flight: int
+    at_s: float
+
+    @property
+    def num_foreign(self) -> int:
+        return max(0, (self.num_requests or 0) - self.num_in_flight)
+
+
+class Worker:
+    """One worker's record. Changed by WorkerPool only."""
+
+    def __init__(self, worker_id: str, spec: WorkerSpec, now_s: float):
+        self.id = worker_id
+        self.spec = spec
+        self.added_s = now_s
+        self.health = Health(since_s=now_s)
+        self.facts: WorkerFacts | None = None
+        self.load: ReportedLoad | None = None
+        self.num_in_flight = 0
+        self.last_dispatch = 0
+
+    @property
+    def url(self) -> str:
+        return self.spec.url
+
+    @property
+    def role(self) -> WorkerRole:
+        return self.spec.role
+
+    @property
+    def is_healthy(self) -> bool:
+        return self.health.phase is Phase.HEALTHY
+
+    @property
+    def bootstrap_host(self) -> str:
+        """Host of the URL; IPv6 keeps its brackets, as it is joined with a port by the worker."""
+        host = urlsplit(self.url).hostname or ""
+        return f"[{host}]" if ":" in host else host
+
+    @property
+    def bootstrap_port(self) -> int | None:
+        if self.spec.bootstrap_port is not None or self.facts is None:
+            return self.spec.bootstrap_port
+        return self.facts.bootstrap_port
+
+    @property
+    def local_pid(self) -> int | None:
+        """Process id, if the worker runs on this host: elsewhere the number means nothing."""
+        if self.facts is None or not _is_loopback(urlsplit(self.url).hostname or ""):
+            return None
+        return self.facts.pid
+
+    def as_candidate(self) -> Candidate:
+        load = self.load
+        return Candidate(
+            worker_id=self.id,
+            num_in_flight=self.num_in_flight,
+            num_foreign=load.num_foreign if load else 0,
+            num_tokens=load.num_tokens if load else 0,
+            last_dispatch=self.last_dispatch,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class WorkerPool:
+    """All workers, by id. `on_change` is called after a worker joined, left, changed phase
+    or told something new of itself."""
+
+    def __init__(self, rules: HealthRules, on_change: Callable[[Worker], None]):
+        self._rules = rules
+        self._on_change = on_change
+        self._workers: dict[str, Worker] = {}
+        self._num_dispatches = 0
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._workers.values()))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def get(self, worker_id: str) -> Worker | None:
+        return self._workers.get(worker_id)
+
+    def find(self, url: str) -> Worker | None:
+        return next((w for w in self._workers.values() if w.url == url), None)
+
+    def of_role(self, role: WorkerRole) -> list[Worker]:
+        return [w for w in self._workers.values() if w.role is role]
+
+    def healthy(self, role: WorkerRole, without: Collection[str] = ()) -> list[Worker]:
+        return [w for w in self.of_role(role) if w.is_healthy and w.id not in without]
+
+    def add(self, worker_id: str, spec: WorkerSpec, now_s: float) -> Worker:
+        assert worker_id not in self._workers
+        worker = self._workers[worker_id] = Worker(worker_id, spec, now_s)
+        self._on_change(worker)
+        return worker
+
+    def remove(self, worker_id: str) -> None:
+        """Requests that run there end by themselves; no new one goes there."""
+        self._on_change(self._workers.pop(worker_id))
+
+    def begin(self, worker: Worker) -> None:
+        """A request goes to this worker; `end` must follow exactly once."""
+        self._num_dispatches += 1
+        worker.last_dispatch = self._num_dispatches
+        worker.num_in_flight += 1
+
+    def end(self, worker: Worker) -> None:
+        assert worker.num_in_flight > 0, f"{worker.url} has no request to end"
+        worker.num_in_flight -= 1
+
+    def note_success(self, worker: Worker, now_s: float) -> None:
+        self._set_health(worker, after_success(worker.health, self._rules, now_s))
+
+    def note_failure(self, worker: Worker, reason: str, now_s: float) -> None:
+        self._set_health(worker, after_failure(worker.health, self._rules, reason, now_s))
+
+    def note_refusal(self, worker: Worker, reason: str, now_s: float) -> None:
+        self._set_health(worker, after_refusal(worker.health, reason, now_s))
+
+    def note_facts(self, worker: Worker, facts: WorkerFacts) -> None:
+        if facts != worker.facts:
+            worker.facts = facts
+            self._on_change(worker)
+
+    def note_load(
+        self, worker: Worker, num_requests: int | None, num_tokens: int, now_s: float
+    ) -> None:
+        worker.load = ReportedLoad(
+            num_requests=num_requests,
+            num_tokens=num_tokens,
+            num_in_flight=worker.num_in_flight,
+            at_s=now_s,
+        )
+
+    def _set_health(self, worker: Worker, health: Health) -> None:
+        moved = health.phase is not worker.health.phase
+        worker.health = health
+        if moved:
+            if health.phase is Phase.UNHEALTHY:
+                worker.load = None
+            self._on_change(worker)
+
+    def check_invariants(self) -> None:
+        for worker in self._workers.values():
+            assert worker.num_in_flight >= 0
+            assert worker.last_dispatch <= self._num_dispatches
+            health = worker.health
+            assert health.num_failures == 0 or health.num_successes == 0
+            assert (health.phase is Phase.HEALTHY) == (health.reason == "")

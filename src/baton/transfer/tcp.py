@@ -1,0 +1,229 @@
+"""KV over plain TCP: any two hosts, no special hardware, and a fence.
+
+The owner checks each range against its open windows and receives straight into the region; the
+writer sends straight from its own. One thread serves all connections of a transport.
+
+Invariant: only who knows the descriptor's token gets past the greeting, and only into windows.
+Elsewhere: the two sides (tcp_receiver.py, tcp_peer.py), what they say (tcp_frames.py).
+"""
+
+import secrets
+import socket
+import threading
+from collections.abc import Sequence
+
+from baton.core.errors import ConfigError, TransferError
+from baton.kvcache.storage import SharedSegment
+from baton.messages.regions import RegionDescriptor
+from baton.transfer.host import host_id
+from baton.transfer.io_loop import Acceptor, IoLoop
+from baton.transfer.protocol import CompletionCallback, TransportStats
+from baton.transfer.tcp_frames import (
+    WELCOME,
+    FrameError,
+    Status,
+    pack_greeting,
+    parse_welcome,
+)
+from baton.transfer.tcp_peer import TcpPeer
+from baton.transfer.tcp_receiver import Region, TcpReceiver
+from baton.transfer.ticket import WriteAccount
+from baton.transfer.windows import WindowTable
+
+_GREETING_TIMEOUT_S = 5.0
+_MAX_CONNECTIONS = 1024
+_WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+
+
+class TcpTransport:
+    """`KvTransport` over `segment`, which must outlive it.
+
+    Listens on `host`:`port` (0: chosen by the system) and tells peers to connect to
+    `advertised_host`, which is needed when `host` is a wildcard. A peer that takes no byte for
+    `stall_timeout_s`, or whose host vanishes, fails its tickets.
+    """
+
+    name = "tcp"
+    can_fence = True
+    same_host_only = False
+
+    def __init__(
+        self,
+        segment: SharedSegment,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        advertised_host: str = "",
+        stall_timeout_s: float = 10.0,
+    ):
+        if host in _WILDCARDS and not advertised_host:
+            raise ConfigError(
+                f"KV host {host!r} is every interface; also give the address that peers reach"
+            )
+        self._stall_timeout_s = stall_timeout_s
+        self._view = segment.view()
+        self._windows = WindowTable(segment.num_bytes)
+        self._account = WriteAccount()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._peers: set[TcpPeer] = set()
+        self._receivers: set[TcpReceiver] = set()
+        self._writer_id = secrets.token_bytes(16)
+        token = secrets.token_bytes(16)
+        self._region = Region(self._view, self._windows, token)
+        listener = _listen(host, port)
+        bound_port = listener.getsockname()[1]
+        self._descriptor = RegionDescriptor(
+            backend=self.name,
+            host_id=host_id(),
+            address=f"{advertised_host or host}:{bound_port}/{token.hex()}",
+            num_bytes=segment.num_bytes,
+        )
+        self._loop = IoLoop("baton-tcp-io")
+        self._acceptor = Acceptor(self._loop, listener, self._accept)
+
+    @property
+    def descriptor(self) -> RegionDescriptor:
+        return self._descriptor
+
+    @property
+    def writer_id(self) -> str:
+        return self._writer_id.hex()
+
+    def live_writers(self) -> frozenset[str]:
+        with self._lock:
+            return frozenset(each.writer_id for each in self._receivers if each.writer_id)
+
+    def connect(self, remote: RegionDescriptor, timeout_s: float) -> TcpPeer:
+        place = remote.address.partition("/")[0]
+        try:
+            host, port, token = _parse_address(remote.address)
+            connection = socket.create_connection((host, port), timeout_s)
+        except (OSError, ValueError) as error:
+            raise TransferError(
+                f"cannot reach the KV region: {error}", stage="connect", peer=place
+            ) from error
+        try:
+            _tune(connection, self._stall_timeout_s)
+            self._greet(connection, token, remote.num_bytes)
+            connection.setblocking(False)
+            return self._start_peer(connection, place, remote.num_bytes)
+        except (OSError, ValueError) as error:
+            connection.close()
+            raise TransferError(
+                f"the owner of the KV region turned us away: {error}", stage="connect", peer=place
+            ) from error
+
+    def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
+        self._windows.open(window, ranges)
+
+    def close_window(self, window: str) -> None:
+        self._windows.close(window)
+
+    def set_on_completion(self, callback: CompletionCallback) -> None:
+        self._account.set_callback(callback)
+
+    def stats(self) -> TransportStats:
+        return self._account.stats()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            peers = list(self._peers)
+        for peer in peers:
+            peer.close()
+        self._loop.run(self._close_sockets)
+        self._loop.stop()
+        self._view.release()
+
+    def _greet(self, connection: socket.socket, token: bytes, region_bytes: int) -> None:
+        connection.sendall(pack_greeting(token, self._writer_id, region_bytes))
+        status = parse_welcome(_receive_exactly(connection, WELCOME.size))
+        if status is not Status.WELCOME:
+            raise FrameError(
+                f"{status.name}; the owner has probably restarted, so ask it for its new descriptor"
+            )
+
+    def _start_peer(self, connection: socket.socket, place: str, region_bytes: int) -> TcpPeer:
+        peer = TcpPeer(
+            f"tcp region {place}",
+            self._loop,
+            connection,
+            self._view,
+            region_bytes,
+            self._account,
+            self._forget_peer,
+        )
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("this side's transport has been closed")
+            self._peers.add(peer)
+        self._loop.submit(peer.start)
+        return peer
+
+    def _forget_peer(self, peer: TcpPeer) -> None:
+        with self._lock:
+            self._peers.discard(peer)
+
+    def _accept(self, connection: socket.socket) -> None:
+        if len(self._receivers) >= _MAX_CONNECTIONS:
+            connection.close()
+            self._account.record_bad_connection(self.name, f"over {_MAX_CONNECTIONS} connections")
+            return
+        _tune(connection, self._stall_timeout_s)
+        receiver = TcpReceiver(self._loop, connection, self._region, self._forget_receiver)
+        with self._lock:
+            self._receivers.add(receiver)
+        self._loop.call_later(_GREETING_TIMEOUT_S, receiver.expire)
+
+    def _forget_receiver(self, receiver: TcpReceiver, bad: str) -> None:
+        if bad:
+            self._account.record_bad_connection(self.name, bad)
+        with self._lock:
+            self._receivers.discard(receiver)
+
+    def _close_sockets(self) -> None:
+        self._acceptor.close()
+        for receiver in list(self._receivers):
+            receiver.close()
+
+
+def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
+    received = b""
+    while len(received) < num_bytes:
+        chunk = connection.recv(num_bytes - len(received))
+        if not chunk:
+            raise FrameError("the connection was closed during the greeting")
+        received += chunk
+    return received
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
+    except OSError as error:
+        raise ConfigError(f"cannot listen for KV on {host}:{port}: {error}") from error
+
+
+def _parse_address(address: str) -> tuple[str, int, bytes]:
+    """Raises ValueError if it is not "host:port/token"."""
+    place, _, token = address.rpartition("/")
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"address {place!r} is not host:port/token")
+    return host.strip("[]"), int(port), bytes.fromhex(token)
+
+
+def _tune(connection: socket.socket, stall_timeout_s: float) -> None:
+    """Small frames at once, and a vanished host noticed in seconds. Buffer sizes stay the
+    kernel's own: setting them would end its automatic tuning."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    timeout_ms = int(stall_timeout_s * 1000)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

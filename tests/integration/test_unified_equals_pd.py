@@ -1,0 +1,50 @@
+"""Greedy text is the same from one worker as from prefill and decode apart.
+
+50 prompts of real prose, from 10 to 3,000 tokens (the topics of Python's own manual, shipped with
+the interpreter), sent a few at a time, so that batches and chunks differ between the two.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+
+from baton.testing.processes import Server, wait_until
+
+NUM_PROMPTS = 50
+NUM_NEW = 24
+
+
+def prompts_of(server: Server) -> list[str]:
+    """Texts whose token counts are spread evenly on a log scale; about four characters a token."""
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    lengths = np.geomspace(10, 3000, NUM_PROMPTS)
+    starts = np.linspace(0, len(text) - 3000 * 5, NUM_PROMPTS)
+    return [text[int(s) : int(s) + int(n * 3.4)] for s, n in zip(starts, lengths, strict=True)]
+
+
+def ask(server: Server, prompt: str) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": NUM_NEW, "ignore_eos": True}
+    status, answer = server.post("/generate", {"text": prompt, "sampling_params": sampling})
+    assert status == 200, answer
+    return answer  # type: ignore[no-any-return]
+
+
+def test_greedy_text_is_equal(smol_pd: tuple[Server, Server, Server], smol_unified: Server) -> None:
+    front, prefill, decode = smol_pd
+    prompts = prompts_of(front)
+    with ThreadPoolExecutor(4) as pool:
+        apart = list(pool.map(lambda prompt: ask(front, prompt), prompts))
+    with ThreadPoolExecutor(2) as pool:
+        whole = list(pool.map(lambda prompt: ask(smol_unified, prompt), prompts))
+    lengths = [answer["meta_info"]["prompt_tokens"] for answer in whole]
+    print(f"prompt tokens: {min(lengths)} to {max(lengths)}, {sum(lengths)} in all")
+    assert min(lengths) <= 12
+    assert max(lengths) >= 2500
+    for one, other in zip(apart, whole, strict=True):
+        assert one["output_ids"] == other["output_ids"]
+        assert one["text"] == other["text"]
+        assert one["meta_info"]["prompt_tokens"] == other["meta_info"]["prompt_tokens"]
+    for server in (prefill, decode, smol_unified):
+        wait_until(lambda server=server: server.num_blocks_in_use() == 0, f"{server.name} at rest")

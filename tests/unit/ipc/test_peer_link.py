@@ -1,0 +1,319 @@
+"""Real sockets on ports chosen by the system; waiting is always for an event, never for a time."""
+
+import contextlib
+import os
+import queue
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from baton.core.errors import ConfigError
+from baton.ipc.framing import FrameError, frame
+from baton.ipc.peer_link import (
+    LostReason,
+    PeerConnected,
+    PeerEvent,
+    PeerLink,
+    PeerLost,
+    PeerMessage,
+)
+from baton.messages.codec import Codec
+from baton.messages.handover import (
+    EngineHello,
+    HandoverMessage,
+    KvCancel,
+    KvFailed,
+    KvReleased,
+)
+
+WAIT_S = 20.0
+CODEC: Codec[HandoverMessage] = Codec(HandoverMessage)
+HELLO_CODEC: Codec[EngineHello] = Codec(EngineHello)
+
+
+class Engine:
+    """A peer link and what it reported."""
+
+    def __init__(self, name: str, interval_s: float = 5.0, **options: float):
+        self.events: queue.Queue[PeerEvent] = queue.Queue()
+        self.hello = EngineHello(engine_id=name, writer_ids=[f"writer of {name}"])
+        self.link = PeerLink(
+            CODEC,
+            self.hello,
+            self.events.put,
+            "127.0.0.1",
+            heartbeat_interval_s=interval_s,
+            **options,  # type: ignore[arg-type]
+        )
+        self.address = f"127.0.0.1:{self.link.port}"
+
+    def next(self) -> PeerEvent:
+        return self.events.get(timeout=WAIT_S)
+
+
+MakeEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine() -> Iterator[MakeEngine]:
+    engines: list[Engine] = []
+
+    def make(name: str, **options: float) -> Engine:
+        engines.append(Engine(name, **options))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.link.close()
+
+
+def released(name: str) -> KvReleased:
+    return KvReleased(transfer_id=name)
+
+
+def connect_raw(engine: Engine) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", engine.link.port), WAIT_S)
+    connection.settimeout(WAIT_S)
+    return connection
+
+
+def receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
+    received = b""
+    while len(received) < num_bytes:
+        chunk = connection.recv(num_bytes - len(received))
+        assert chunk, "the connection was closed"
+        received += chunk
+    return received
+
+
+def assert_closed(connection: socket.socket) -> None:
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    connection.close()
+
+
+def test_messages_go_both_ways_in_order(make_engine: MakeEngine) -> None:
+    decode, prefill = make_engine("decode"), make_engine("prefill")
+    for number in range(100):
+        decode.link.send(prefill.address, KvCancel(transfer_id=str(number), reason="test"))
+    greeting = prefill.next()
+    assert isinstance(greeting, PeerConnected)
+    assert greeting.hello == decode.hello
+    for number in range(100):
+        expected = PeerMessage(greeting.key, KvCancel(transfer_id=str(number), reason="test"))
+        assert prefill.next() == expected
+    prefill.link.send(greeting.key, released("a"))
+    assert decode.next() == PeerConnected(prefill.address, prefill.hello)
+    assert decode.next() == PeerMessage(prefill.address, released("a"))
+
+
+def test_one_connection_per_address_and_one_key_per_inbound(make_engine: MakeEngine) -> None:
+    first, second, prefill = make_engine("a"), make_engine("b"), make_engine("prefill")
+    for sender in (first, first, second):
+        sender.link.send(prefill.address, released("x"))
+    events = [prefill.next() for _ in range(5)]
+    greetings = [event for event in events if isinstance(event, PeerConnected)]
+    assert {event.hello.engine_id for event in greetings} == {"a", "b"}
+    assert len({event.key for event in greetings}) == 2
+
+
+def test_a_large_message_arrives_and_a_too_large_one_is_refused(make_engine: MakeEngine) -> None:
+    decode, prefill = make_engine("decode"), make_engine("prefill")
+    large = KvCancel(transfer_id="large", reason="x" * (10 << 20))
+    decode.link.send(prefill.address, large)
+    assert isinstance(prefill.next(), PeerConnected)
+    event = prefill.next()
+    assert isinstance(event, PeerMessage)
+    assert event.message == large
+    with pytest.raises(FrameError, match="above"):
+        decode.link.send(prefill.address, KvCancel(transfer_id="", reason="x" * (17 << 20)))
+
+
+def test_an_unreachable_address_is_reported(make_engine: MakeEngine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    engine = make_engine("decode")
+    for address in (f"127.0.0.1:{port}", "nonsense", "127.0.0.1:99999"):
+        engine.link.send(address, released("x"))
+        event = engine.next()
+        assert isinstance(event, PeerLost)
+        assert (event.key, event.reason) == (address, LostReason.UNREACHABLE)
+
+
+def test_a_peer_that_never_says_hello_is_unreachable(make_engine: MakeEngine) -> None:
+    engine = make_engine("decode", interval_s=0.02, connect_timeout_s=0.1, max_missed=1000)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        engine.link.send(address, released("x"))
+        event = engine.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.UNREACHABLE
+    assert "hello" in event.detail
+
+
+def test_closing_is_seen_and_a_later_send_connects_again(make_engine: MakeEngine) -> None:
+    decode, prefill = make_engine("decode"), make_engine("prefill")
+    decode.link.send(prefill.address, released("x"))
+    assert isinstance(decode.next(), PeerConnected)
+    port = prefill.link.port
+    prefill.link.close()
+    event = decode.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.CLOSED
+    with socket.create_server(("127.0.0.1", port)) as restarted:
+        decode.link.send(prefill.address, released("again"))
+        connection, _ = restarted.accept()
+        with connection:
+            connection.settimeout(WAIT_S)
+            expected = frame(HELLO_CODEC.encode(decode.hello))
+            expected += frame(CODEC.encode(released("again")))
+            assert receive_exactly(connection, len(expected)) == expected
+
+
+def test_queued_messages_are_flushed_by_close(make_engine: MakeEngine) -> None:
+    decode, prefill = make_engine("decode"), make_engine("prefill")
+    decode.link.send(prefill.address, released("first"))
+    greeting = prefill.next()
+    prefill.next()
+    for _ in range(50):
+        decode.link.send(prefill.address, KvFailed(transfer_id="t", reason="x" * 9999, status=503))
+    decode.link.close()
+    for _ in range(50):
+        assert isinstance(prefill.next(), PeerMessage)
+    event = prefill.next()
+    assert isinstance(event, PeerLost)
+    assert event.key == greeting.key
+    decode.link.close()
+    decode.link.send(prefill.address, released("after close"))
+
+
+def test_a_silent_peer_is_lost_and_a_beating_one_is_not(make_engine: MakeEngine) -> None:
+    engine = make_engine("prefill", interval_s=0.02, max_missed=25)
+    beating = make_engine("decode", interval_s=0.02, max_missed=1000)
+    beating.link.send(engine.address, released("x"))
+    beating_greeting = engine.next()
+    assert isinstance(engine.next(), PeerMessage)
+    with connect_raw(engine) as silent:
+        silent.sendall(frame(HELLO_CODEC.encode(beating.hello)))
+        silent_greeting = engine.next()
+        event = engine.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.HEARTBEAT
+    assert event.key == silent_greeting.key != beating_greeting.key
+    assert engine.events.empty()
+
+
+def test_heartbeats_go_out_while_the_main_thread_computes(make_engine: MakeEngine) -> None:
+    engine = make_engine("decode", interval_s=0.01, max_missed=1000)
+    with connect_raw(engine) as peer:
+        hello = frame(HELLO_CODEC.encode(engine.hello))
+        assert receive_exactly(peer, len(hello)) == hello
+        beats = 0
+        while beats < 10:
+            sum(range(10000))
+            assert receive_exactly(peer, 4) == frame(b"")
+            beats += 1
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        struct.pack(">I", 0xFFFFFFFF),
+        struct.pack(">I", 3) + b"\xc1\xc1\xc1",
+        frame(b""),
+        struct.pack(">I", 15 << 20) + bytes(1 << 20),
+        frame(HELLO_CODEC.encode(EngineHello(engine_id="x", writer_ids=[], protocol=99))),
+    ],
+    ids=["http", "http2", "huge", "not-msgpack", "no-hello", "endless-hello", "other-version"],
+)
+def test_a_stranger_is_turned_away(make_engine: MakeEngine, garbage: bytes) -> None:
+    engine, decode = make_engine("prefill"), make_engine("decode")
+    stranger = connect_raw(engine)
+    with_reset = threading.Thread(target=lambda: _send_all(stranger, garbage))
+    with_reset.start()
+    assert_closed(stranger)
+    with_reset.join()
+    assert engine.link.num_bad_connections == 1
+    decode.link.send(engine.address, released("still alive"))
+    assert isinstance(engine.next(), PeerConnected)  # and no event of the stranger before
+
+
+def _send_all(connection: socket.socket, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # it may be turned away before it has finished
+        connection.sendall(data)
+
+
+def test_random_garbage_never_breaks_it(make_engine: MakeEngine) -> None:
+    engine = make_engine("prefill")
+    for size in range(1, 200, 7):
+        with connect_raw(engine) as stranger:
+            stranger.sendall(os.urandom(size))
+    engine.link.send(engine.address, released("to itself"))
+    assert isinstance(engine.next(), PeerConnected)
+
+
+def test_a_peer_that_sends_a_broken_message_is_dropped(make_engine: MakeEngine) -> None:
+    engine = make_engine("prefill")
+    with connect_raw(engine) as peer:
+        peer.sendall(frame(HELLO_CODEC.encode(engine.hello)) + frame(b"\x81\xa4type\xa3Odd"))
+        assert isinstance(engine.next(), PeerConnected)
+        event = engine.next()
+        assert isinstance(event, PeerLost)
+        assert event.reason is LostReason.PROTOCOL
+
+
+def test_a_peer_that_does_not_read_is_dropped(make_engine: MakeEngine) -> None:
+    engine = make_engine("decode", max_unsent_bytes=1 << 20)
+    with connect_raw(engine) as peer:
+        peer.sendall(frame(HELLO_CODEC.encode(engine.hello)))
+        greeting = engine.next()
+        assert isinstance(greeting, PeerConnected)
+        for _ in range(20):
+            message = KvCancel(transfer_id="t", reason="x" * (1 << 20))
+            engine.link.send(greeting.key, message)
+        event = engine.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.OVERFLOW
+    engine.link.send(greeting.key, released("to one who is gone"))
+
+
+def test_a_listener_that_raises_does_not_end_the_link(caplog: pytest.LogCaptureFixture) -> None:
+    events: queue.Queue[PeerEvent] = queue.Queue()
+
+    def on_event(event: PeerEvent) -> None:
+        events.put(event)
+        raise RuntimeError("a bug of the listener")
+
+    hello = EngineHello(engine_id="x", writer_ids=[])
+    link = PeerLink(CODEC, hello, on_event, "127.0.0.1")
+    link.send(f"127.0.0.1:{link.port}", released("a"))
+    seen = [events.get(timeout=WAIT_S) for _ in range(3)]
+    assert any(isinstance(event, PeerMessage) for event in seen)
+    link.close()
+    assert "listener" in caplog.text
+
+
+def test_a_taken_port_is_a_config_error(make_engine: MakeEngine) -> None:
+    engine = make_engine("prefill")
+    with pytest.raises(ConfigError, match=str(engine.link.port)):
+        PeerLink(CODEC, engine.hello, print, "127.0.0.1", engine.link.port)
+
+
+def test_nothing_is_left_behind() -> None:
+    fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(20):
+        first, second = Engine("a"), Engine("b")
+        first.link.send(second.address, released("x"))
+        assert isinstance(second.next(), PeerConnected)
+        second.link.close()
+        first.link.close()
+    assert len(os.listdir("/proc/self/fd")) == fds
+    assert threading.active_count() == threads

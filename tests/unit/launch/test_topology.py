@@ -1,0 +1,80 @@
+"""Command lines of the tree that `baton serve` runs."""
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+
+from baton.core.errors import ConfigError
+from baton.launch.topology import ServeConfig, Topology, plan_topology, url_of
+
+
+def _plan(config: ServeConfig, worker_argv: Sequence[str] = ()) -> Topology:
+    ports = itertools.count(40001)
+    return plan_topology(
+        config, model_path="m.gguf", worker_argv=worker_argv, free_port=lambda: next(ports)
+    )
+
+
+def test_pairs_share_nothing_but_the_model() -> None:
+    topology = _plan(ServeConfig(workers="2p1d"), ["--page-size=32"])
+    assert [worker.name for worker in topology.workers] == ["prefill-0", "prefill-1", "decode-0"]
+    ports = [worker.port for worker in topology.workers]
+    assert len(set(ports)) == 3
+    for worker in topology.workers:
+        assert worker.argv[1:4] == ("-m", "baton.launch_server", "--model-path=m.gguf")
+        assert f"--port={worker.port}" in worker.argv
+        assert "--page-size=32" in worker.argv
+        assert worker.probe_path == "/health"
+
+
+def test_prefill_yields_the_cores_and_decode_does_not() -> None:
+    prefill, decode = _plan(ServeConfig(workers="1p1d")).workers
+    assert "--disaggregation-mode=prefill" in prefill.argv
+    assert "--engine-nice=19" in prefill.argv
+    assert "--disaggregation-mode=decode" in decode.argv
+    assert not any("nice" in word or "bootstrap" in word for word in decode.argv)
+
+
+def test_the_router_is_told_every_worker() -> None:
+    topology = _plan(ServeConfig(workers="1p2d", port=8123, policy="round_robin"))
+    prefill, *decodes = topology.workers
+    bootstrap = [word for word in prefill.argv if word.startswith("--disaggregation-bootstrap")]
+    words = topology.router.argv[3:]
+    assert words == (
+        *("--host=127.0.0.1", "--port=8123", "--policy=round_robin", "--pd-disaggregation"),
+        *("--prefill", prefill.url, bootstrap[0].partition("=")[2]),
+        *("--decode", decodes[0].url, "--decode", decodes[1].url),
+    )
+    assert topology.router.url == "http://127.0.0.1:8123"
+    assert topology.router.probe_path == "/readiness"
+
+
+def test_unified_workers_stand_behind_the_router_too() -> None:
+    topology = _plan(ServeConfig(unified=2))
+    assert [worker.name for worker in topology.workers] == ["unified-0", "unified-1"]
+    assert all("--disaggregation-mode=null" in worker.argv for worker in topology.workers)
+    urls = tuple(worker.url for worker in topology.workers)
+    assert topology.router.argv[-3:] == ("--worker-urls", *urls)
+
+
+@pytest.mark.parametrize(
+    ("workers", "mend"),
+    [("x", "try 2p1d"), ("2p", "try 2p1d"), ("0p1d", "--unified 1"), ("1p0d", "--workers 1p1d")],
+)
+def test_impossible_trees_are_refused(workers: str, mend: str) -> None:
+    with pytest.raises(ConfigError, match=f"--workers {workers} .*{mend}"):
+        ServeConfig(workers=workers)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:1"),
+        ("0.0.0.0", "http://127.0.0.1:1"),
+        ("::", "http://[::1]:1"),
+        ("example.org", "http://example.org:1"),
+    ],
+)
+def test_url_of_a_listening_address(host: str, url: str) -> None:
+    assert url_of(host, 1) == url

@@ -1,0 +1,51 @@
+"""Rates and registries."""
+
+from baton.core.clock import FakeClock
+from baton.obs.metrics import EngineSnapshot, RateWindow, WorkerMetrics
+
+
+def snapshot(**changes: int) -> EngineSnapshot:
+    fields = dict.fromkeys(
+        (name for name in EngineSnapshot.__dataclass_fields__ if name != "total_finished"), 0
+    )
+    return EngineSnapshot(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_rate_window() -> None:
+    clock = FakeClock()
+    rate = RateWindow(clock, window_s=10.0)
+    assert rate.per_second() == 0
+    for _ in range(20):
+        rate.add(5)
+        clock.advance(0.5)
+    assert rate.per_second() == 10.0
+    clock.advance(5.0)
+    assert 4.0 <= rate.per_second() <= 6.0
+    clock.advance(10.0)
+    assert rate.per_second() == 0
+
+
+def test_shares_of_an_idle_engine_are_zero() -> None:
+    assert snapshot().token_usage == 0.0
+    assert snapshot().cache_hit_rate == 0.0
+    assert snapshot(total_prompt_tokens=8, total_cached_tokens=2).cache_hit_rate == 0.25
+
+
+def test_two_workers_do_not_share_counters() -> None:
+    first, second = (
+        WorkerMetrics(
+            model_name=name, engine_type="prefill", read_engine=snapshot, clock=FakeClock()
+        )
+        for name in ("one", "two")
+    )
+    first.request_started()
+    line = 'sglang:num_requests_total{{engine_type="prefill",model_name="{}"}} {}'
+    assert line.format("one", "1.0") in first.render().decode()
+    assert line.format("two", "0.0") in second.render().decode()
+
+
+def test_labels_are_escaped() -> None:
+    metrics = WorkerMetrics(
+        model_name='a"b\n', engine_type="unified", read_engine=snapshot, clock=FakeClock()
+    )
+    assert 'model_name="a\\"b\\n"' in metrics.render().decode()

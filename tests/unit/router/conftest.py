@@ -1,0 +1,119 @@
+"""A router and fake workers in one event loop, on ports the system chose."""
+
+import asyncio
+import contextlib
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from baton.router.app import FLEET, GENERATION, make_router_app
+from baton.router.config import HealthRules, RouterConfig, WorkerRole, WorkerSpec
+from baton.testing.fake_worker import FakeWorker
+
+SCENARIO_LIMIT_S = 20.0
+FAST_PROBES = HealthRules(interval_s=0.05, timeout_s=1.0)
+
+
+class Cluster:
+    """A running router, its workers, and a client session."""
+
+    def __init__(self, app: web.Application, url: str, session: aiohttp.ClientSession):
+        self.fleet = app[FLEET]
+        self.generation = app[GENERATION]
+        self.url = url
+        self.session = session
+        self.prefills: list[FakeWorker] = []
+        self.decodes: list[FakeWorker] = []
+        self.regulars: list[FakeWorker] = []
+
+    @property
+    def workers(self) -> list[FakeWorker]:
+        return [*self.prefills, *self.decodes, *self.regulars]
+
+    async def post(self, path: str, body: Any, **kwargs: Any) -> tuple[int, Any, bytes]:
+        """Status, headers and body of an answer; `body` may be ready-made bytes."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.session.post(self.url + path, data=io.BytesIO(data), **kwargs) as response:
+            return response.status, response.headers, await response.read()
+
+    async def get(self, path: str, **kwargs: Any) -> tuple[int, Any, bytes]:
+        async with self.session.get(self.url + path, **kwargs) as response:
+            return response.status, response.headers, await response.read()
+
+    async def until_healthy(self, num: int) -> None:
+        await self.fleet.until(lambda pool: sum(w.is_healthy for w in pool) == num)
+
+    async def until_quiet(self) -> None:
+        """Wait until no leg is in flight any more."""
+        await self.fleet.until(lambda pool: not any(w.num_in_flight for w in pool))
+        self.fleet.pool.check_invariants()
+
+
+ClusterMaker = Callable[..., contextlib.AbstractAsyncContextManager[Cluster]]
+
+
+@contextlib.asynccontextmanager
+async def make_cluster(
+    num_prefill: int = 1, num_decode: int = 1, num_regular: int = 0, **options: Any
+) -> AsyncIterator[Cluster]:
+    async with contextlib.AsyncExitStack() as stack:
+        by_role = {
+            role: [await stack.enter_async_context(FakeWorker(role.value)) for _ in range(num)]
+            for role, num in zip(WorkerRole, (num_prefill, num_decode, num_regular), strict=True)
+        }
+        specs = [
+            WorkerSpec(w.url, role, 8998 if role is WorkerRole.PREFILL else None)
+            for role, workers in by_role.items()
+            for w in workers
+        ]
+        options = {"health": FAST_PROBES, "pd_disaggregation": not num_regular, "seed": 1} | options
+        app = make_router_app(RouterConfig(workers=tuple(specs), **options))
+        url = await stack.enter_async_context(serving(app))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        cluster = Cluster(app, url, session)
+        cluster.prefills, cluster.decodes, cluster.regulars = by_role.values()
+        await cluster.until_healthy(len(specs))
+        yield cluster
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application) -> AsyncIterator[str]:
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def run_scenario(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def limited() -> None:
+        async with asyncio.timeout(SCENARIO_LIMIT_S):
+            await scenario()
+
+    asyncio.run(limited())
+
+
+@pytest.fixture
+def run() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
+    """Run one async scenario to its end, within a limit."""
+    return run_scenario
+
+
+@pytest.fixture
+def cluster() -> ClusterMaker:
+    return make_cluster
+
+
+@pytest.fixture
+def captured() -> Callable[[str], Any]:
+    """A capture of the exchange between SGLang's router and instrumented workers."""
+    folder = Path(__file__).parent / "captures"
+    return lambda name: json.loads((folder / f"{name}.json").read_text())

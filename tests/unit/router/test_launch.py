@@ -1,0 +1,219 @@
+"""The command line, and the process around it: starting early, noise on the port, going away."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from baton.core.errors import ConfigError
+from baton.launch.router import config_from, make_parser
+from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
+from baton.router.policies import PolicyName
+from baton.router.server import StopRequests, run_router
+from baton.testing.fake_worker import FakeWorker, Script
+
+from .conftest import FAST_PROBES
+
+Run = Callable[[Callable[[], Any]], None]
+
+
+def config_of(*argv: str) -> RouterConfig:
+    return config_from(make_parser().parse_args(argv))
+
+
+def test_flags_of_a_pd_router() -> None:
+    config = config_of(
+        "--pd-disaggregation",
+        *("--prefill", "http://a:1", "8999", "--prefill", "http://b:1/", "none"),
+        *("--prefill", "http://c:1", "--decode", "http://d:1", "--decode", "http://e:1"),
+        *("--routing-policy", "random", "--decode-policy", "round_robin"),
+    )
+    assert config.workers == (
+        WorkerSpec("http://a:1", WorkerRole.PREFILL, 8999),
+        WorkerSpec("http://b:1", WorkerRole.PREFILL),
+        WorkerSpec("http://c:1", WorkerRole.PREFILL),
+        WorkerSpec("http://d:1", WorkerRole.DECODE),
+        WorkerSpec("http://e:1", WorkerRole.DECODE),
+    )
+    assert config.policy_for(WorkerRole.PREFILL) is PolicyName.RANDOM
+    assert config.policy_for(WorkerRole.DECODE) is PolicyName.ROUND_ROBIN
+
+
+def test_defaults_and_other_flags() -> None:
+    assert config_of() == RouterConfig()
+    config = config_of(
+        *("--worker-urls", "http://a:1", "http://b:1", "--policy", "round_robin"),
+        *("--host", "::", "--port", "0", "--max-payload-size", "9", "--api-key", "k"),
+        *("--request-timeout-secs", "2.5", "--health-check-interval-secs", "3"),
+    )
+    assert [w.role for w in config.workers] == [WorkerRole.REGULAR] * 2
+    assert (config.host, config.port, config.max_payload_bytes) == ("::", 0, 9)
+    assert (config.request_timeout_s, config.health.interval_s, config.api_key) == (2.5, 3, "k")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--prefill", "http://a:1"], "--pd-disaggregation"),
+        (["--pd-disaggregation", "--worker-urls", "http://a:1"], "prefill or decode"),
+        (["--worker-urls", "a:1"], "try http://a:1"),
+        (["--worker-urls", "http://a:99999"], "is not a URL"),
+        (["--worker-urls", "http://a:1/v1"], "leave the rest out"),
+        (["--worker-urls", "http://a:1", "http://a:1"], "given twice"),
+        (["--pd-disaggregation", "--prefill", "http://a:1", "x"], "bootstrap port 'x'"),
+        (["--pd-disaggregation", "--prefill", "http://a:1", "1", "2"], "repeat --prefill"),
+        (["--port", "70000"], "from 0 to 65535"),
+        (["--health-check-interval-secs", "0"], "not above 0"),
+        (["--request-timeout-secs", "nan"], "not above 0"),
+        (["--health-failure-threshold", "0"], "at least 1"),
+    ],
+)
+def test_wrong_flags_name_the_flag_and_the_mend(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_of(*argv)
+
+
+@pytest.mark.parametrize("flag", ["--cache-threshold=0.3", "--policy=cache_aware", "--mini-lb"])
+def test_what_is_not_implemented_is_not_accepted(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        config_of(flag)
+    assert flag.partition("=")[0] in capsys.readouterr().err
+
+
+@asynccontextmanager
+async def running(
+    config: RouterConfig,
+) -> AsyncIterator[tuple[int, StopRequests, asyncio.Task[None]]]:
+    """A router in this loop; its port, how to stop it, and its task."""
+    stop, port = StopRequests(), asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(run_router(config, ready=port.set_result, stop=stop))
+    try:
+        await asyncio.wait({task, port}, return_when=asyncio.FIRST_COMPLETED)
+        yield await port, stop, task
+    finally:
+        stop.ask()
+        stop.ask()
+        await task
+
+
+def for_worker(worker: FakeWorker, **options: Any) -> RouterConfig:
+    spec = WorkerSpec(worker.url, WorkerRole.REGULAR)
+    return RouterConfig(port=0, workers=(spec,), health=FAST_PROBES, **options)
+
+
+async def until_ready(session: aiohttp.ClientSession, url: str) -> None:
+    while True:
+        async with session.get(url + "/readiness") as response:
+            if response.status == 200:
+                return
+
+
+def test_running_streams_are_finished_before_it_goes(run: Run) -> None:
+    async def scenario() -> None:
+        may_go_on = asyncio.Event()
+        async with (
+            FakeWorker("regular", script=Script(gates={2: may_go_on})) as worker,
+            running(for_worker(worker)) as (port, stop, task),
+            aiohttp.ClientSession() as session,
+        ):
+            url = f"http://127.0.0.1:{port}"
+            await until_ready(session, url)
+            async with session.post(url + "/generate", json={"stream": True}) as response:
+                await response.content.readuntil(b"\n\n")
+                stop.ask()
+                with pytest.raises(aiohttp.ClientConnectorError):
+                    await until_refused(url)
+                may_go_on.set()
+                rest = await response.content.read()
+                assert rest.count(b"data: {") == 7
+                assert rest.endswith(b"data: [DONE]\n\n")
+            await task
+
+    run(scenario)
+
+
+async def until_refused(url: str) -> None:
+    while True:
+        async with aiohttp.ClientSession() as session, session.get(url + "/health"):
+            continue
+
+
+def test_what_outlasts_the_grace_period_is_told_so(run: Run) -> None:
+    async def scenario() -> None:
+        async with (
+            FakeWorker("regular", script=Script(gates={2: asyncio.Event()})) as worker,
+            running(for_worker(worker, shutdown_grace_s=0.0)) as (port, stop, task),
+            aiohttp.ClientSession() as session,
+        ):
+            url = f"http://127.0.0.1:{port}"
+            await until_ready(session, url)
+            async with session.post(url + "/generate", json={"stream": True}) as response:
+                await response.content.readuntil(b"\n\n")
+                stop.ask()
+                rest = await response.content.read()
+            assert b'"router_stopping"' in rest
+            assert rest.endswith(b"data: [DONE]\n\n")
+            await worker.until(lambda w: w.num_hung_up == 1)
+            await task
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"\x00" * 64,
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
+    ],
+)
+def test_noise_is_closed_quietly(run: Run, caplog: pytest.LogCaptureFixture, noise: bytes) -> None:
+    async def scenario() -> None:
+        async with running(RouterConfig(port=0)) as (port, _stop, _task):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(noise)
+            writer.write_eof()
+            answer = await reader.read()
+            assert not answer or answer.startswith(b"HTTP/1.1 400")
+            writer.close()
+            await writer.wait_closed()
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario)
+    assert not caplog.records
+
+
+def test_a_taken_port_is_one_line(run: Run) -> None:
+    async def scenario() -> None:
+        async with running(RouterConfig(port=0)) as (port, _stop, _task):
+            with pytest.raises(ConfigError, match=f"--port {port} cannot be listened on"):
+                await run_router(RouterConfig(port=port), stop=StopRequests())
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_process_starts_before_its_workers_and_ends_cleanly(number: int) -> None:
+    command = [sys.executable, "-W", "error", "-m", "baton.launch_router", "--port", "0"]
+    command += ["--pd-disaggregation", "--prefill", "http://127.0.0.1:1"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert line.startswith("baton router listening on http://127.0.0.1:")
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
