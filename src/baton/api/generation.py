@@ -19,7 +19,7 @@ from baton.api.errors import CLIENT_CLOSED, GenerationFailed, describe, is_expec
 from baton.api.fan_out import Stream, merge
 from baton.api.outcome import Outcome, TokenCounts, count_tokens
 from baton.api.pairing import attach_peers
-from baton.api.request_id import REQUEST_ID, free_base_id
+from baton.api.request_id import REQUEST_ID, engine_base_id
 from baton.api.running import Claim
 from baton.api.sample_stream import Stopwatch, stream_sample
 from baton.api.spec import GenerationSpec
@@ -39,7 +39,7 @@ async def generate(
     """Serve one request. Raises what errors.py can describe, unless an event was already sent."""
     engine = service.live_engine()
     state = service.state
-    base_id = spec.rid if isinstance(spec.rid, str) else free_base_id(request, service.running)
+    base_id = spec.rid if isinstance(spec.rid, str) else engine_base_id(request)
     samples = admit(spec, service.limits, base_id, service.draw_seed)
     with service.running.claim(base_id, [s.request.request_id for s in samples]) as claim:
         stopwatches = [Stopwatch(service.metrics, state.clock) for _ in samples]

@@ -9,8 +9,6 @@ from typing import Final
 
 from aiohttp import web
 
-from baton.api.running import RunningRequests
-
 HEADER: Final = "X-Request-ID"
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 _SANE: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
@@ -23,9 +21,10 @@ def assign_request_id(request: web.Request) -> str:
     return request_id
 
 
-def free_base_id(request: web.Request, running: RunningRequests) -> str:
-    """An id for the engine. Proxies may repeat an x-request-id, so a taken one gets a suffix."""
+def engine_base_id(request: web.Request) -> str:
+    """An id for the engine, never used before: clients and proxies may repeat an x-request-id,
+    even while its first request is still being ended, so theirs gets a suffix."""
     request_id = request[REQUEST_ID]
-    if request_id in running:
+    if request.headers.get(HEADER) == request_id:
         return f"{request_id}.{secrets.token_hex(4)}"
     return request_id

@@ -22,7 +22,7 @@ import msgspec
 import uvloop
 from aiohttp import web
 
-from baton.api.app import make_app
+from baton.api.app import make_app, make_runner
 from baton.api.state import ApiConfig, ServerState
 from baton.checkpoint import default_cache_dir, read_model_card, resolve_model
 from baton.core.errors import BatonError, ConfigError
@@ -41,6 +41,8 @@ from baton.tokenizer import Tokenizer, load_tokenizer
 log = logging.getLogger("baton.worker")
 
 _ENGINE_EXIT_S = 3.0
+_DRAIN_S = 2.0
+"""How long running requests may go on after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -274,11 +276,13 @@ async def _listening(
         bootstrap_port=bootstrap_port,
     )
     host, port = sockets.http.getsockname()[:2]
-    runners = [await _site(make_app(state), sockets.http)]
+    runner = make_runner(make_app(state), shutdown_timeout_s=_DRAIN_S)
+    runners = [await _listen(runner, sockets.http)]
     try:
         if sockets.bootstrap is not None:
             bootstrap = _bootstrap_server(worker, engine.ready, port)
-            runners.append(await _site(bootstrap.make_app(), sockets.bootstrap))
+            runner = web.AppRunner(bootstrap.make_app(), access_log=None)
+            runners.append(await _listen(runner, sockets.bootstrap))
         yield f"http://{host}:{port}"
     finally:
         for runner in runners:
@@ -299,8 +303,7 @@ def _bootstrap_server(worker: WorkerConfig, ready: EngineReady, http_port: int) 
     return server
 
 
-async def _site(app: web.Application, bound: socket.socket) -> web.AppRunner:
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=2.0)
+async def _listen(runner: web.AppRunner, bound: socket.socket) -> web.AppRunner:
     await runner.setup()
     await web.SockSite(runner, bound).start()
     return runner

@@ -79,4 +79,5 @@ def reference_attention(
     age = torch.arange(num_tokens)[:, None] - torch.arange(num_tokens)[None, :]
     hidden = (age < 0) | (age >= (window or num_tokens))
     weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    return (weights @ v_HTD).transpose(0, 1).float()
+    out_THD: torch.Tensor = (weights @ v_HTD).transpose(0, 1).float()
+    return out_THD
