@@ -1,4 +1,10 @@
-"""Answers of POST /v1/completions."""
+"""Answers of POST /v1/completions.
+
+`echo` on a pair: decode repeats the prompt's text itself, so the text is whole behind any router.
+With `logprobs` its lists begin at the first new token, at that token's place in the echoed text:
+Baton's router puts prefill's entries for the prompt in front (router/logprobs.py), and behind a
+router that does not, only those entries are missing.
+"""
 
 from collections.abc import Sequence
 
@@ -65,7 +71,9 @@ class CompletionAnswer:
             CompletionChoice(
                 index=outcome.sample.index,
                 text=self._echo(outcome) + outcome.text,
-                logprobs=self._logprobs([*outcome.prompt_logprobs, *outcome.logprobs], 0),
+                logprobs=self._logprobs(
+                    [*outcome.prompt_logprobs, *outcome.logprobs], self._first_offset(outcome)
+                ),
                 finish_reason=finish_reason(outcome),
                 matched_stop=matched_stop(outcome),
             )
@@ -80,7 +88,8 @@ class CompletionAnswer:
             logprobs = [*(piece.prompt_logprobs or []), *logprobs]
         if not text and not logprobs and piece.finish is None:
             return []
-        shown = self._logprobs(logprobs, self._text_offsets.get(piece.index, 0))
+        offset = self._text_offsets.get(piece.index)
+        shown = self._logprobs(logprobs, self._first_offset(outcome) if offset is None else offset)
         if shown is not None and shown.tokens:
             self._text_offsets[piece.index] = shown.text_offset[-1] + len(shown.tokens[-1])
         choice = CompletionChoice(
@@ -93,6 +102,13 @@ class CompletionAnswer:
 
     def _echo(self, outcome: Outcome) -> str:
         return self._echo_texts[outcome.sample.prompt_index] if self._echo_texts else ""
+
+    def _first_offset(self, outcome: Outcome) -> int:
+        """Where the first listed token stands: behind an echoed prompt, unless that is listed."""
+        if self._echo_texts is None or self._num_top is None or outcome.prompt_logprobs:
+            return 0
+        prompt = outcome.sample.request.prompt_token_ids
+        return sum(len(self._tokenizer.token_text(token_id)) for token_id in prompt)
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs | None:
         if self._num_top is None:

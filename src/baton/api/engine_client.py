@@ -3,7 +3,7 @@
 Elsewhere: the real one over ZeroMQ (ipc/), HTTP (the rest of this package).
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from baton.core.request import EngineRequest
@@ -26,14 +26,14 @@ class EngineClient(Protocol):
         """The process runs and its loop moves."""
         ...
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+    def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
         """Submit, then yield outputs; the last one, and only it, has `finish`. If the engine
-        dies, the last one has finish.reason ERROR and status 503. Closing the iterator early
+        dies, the last one has finish.reason ERROR and status 503. Closing the generator early
         (or cancelling its task) aborts the request in the engine."""
         ...
 
     def abort(self, request_id: str) -> bool:
-        """True if that request was running. Its iterator ends with finish.reason ABORT."""
+        """True if that request was running. Its generator ends with finish.reason ABORT."""
         ...
 
     def abort_all(self) -> int: ...

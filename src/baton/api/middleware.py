@@ -12,6 +12,7 @@ from aiohttp import web
 from baton.api.errors import CLIENT_CLOSED, error_response, is_expected
 from baton.api.generation import TOKEN_COUNTS
 from baton.api.request_id import HEADER, REQUEST_ID, assign_request_id
+from baton.api.routes_status import STATUS_PATHS
 from baton.api.state import SERVICE, Service
 from baton.core.errors import RequestError
 from baton.obs.logs import event_log
@@ -38,7 +39,9 @@ async def exchange(request: web.Request, handler: Handler) -> web.StreamResponse
         # A cancelled handler means that the client is gone: there is nobody to answer.
         route = _route(request)
         service.metrics.http_response(route, status)
-        write = log.debug if route in _OPEN_PATHS else log.info
+        # Routers and scrapers ask every few seconds, which would drown what clients do.
+        is_routine = request.method == "GET" and route in STATUS_PATHS
+        write = log.debug if is_routine else log.info
         write(
             "request",
             request_id=request_id,

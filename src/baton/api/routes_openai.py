@@ -15,7 +15,6 @@ from baton.api.request_id import REQUEST_ID
 from baton.api.schemas_openai import ChatRequest, CompletionRequest
 from baton.api.spec import check_model
 from baton.api.state import SERVICE, Service
-from baton.core.errors import RequestError
 
 _chat_bodies = BodyReader(ChatRequest)
 _completion_bodies = BodyReader(CompletionRequest)
@@ -50,7 +49,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
     state = service.state
     body = await _completion_bodies.read(request)
     check_model(body.model, state.served_model_name)
-    _refuse_prompt_logprobs_in_pair(body, service)
     spec = await off_loop_if_large(
         request,
         lambda: completion_spec(body, service.vocabulary, state.config.default_completion_tokens),
@@ -65,18 +63,6 @@ async def completions(request: web.Request) -> web.StreamResponse:
         usage=UsagePolicy(body.stream_options),
     )
     return await generate(request, service, spec, answer)
-
-
-def _refuse_prompt_logprobs_in_pair(body: CompletionRequest, service: Service) -> None:
-    """Only prefill has the prompt's logprobs, and no router merges them into this shape."""
-    if body.echo and body.logprobs is not None and service.state.role != "null":
-        raise RequestError(
-            "echo with logprobs needs the prompt's logprobs, which the answer of a "
-            "disaggregated pair cannot carry here; use /generate with return_logprob and "
-            "logprob_start_len 0, or a unified worker",
-            param="echo",
-            code="unsupported_parameter",
-        )
 
 
 class ModelEntry(msgspec.Struct, kw_only=True):

@@ -5,7 +5,7 @@ import datetime
 import os
 import secrets
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -19,16 +19,8 @@ from baton.obs.metrics import CONTENT_TYPE
 
 
 def add_status_routes(app: web.Application) -> None:
-    app.router.add_get("/health", health)
-    app.router.add_get("/liveness", health)
-    app.router.add_get("/health_generate", health_generate)
-    for path in ("/server_info", "/get_server_info"):
-        app.router.add_get(path, server_info)
-    for path in ("/model_info", "/get_model_info"):
-        app.router.add_get(path, model_info)
-    app.router.add_get("/get_load", get_load)
-    app.router.add_get("/v1/loads", loads)
-    app.router.add_get("/metrics", metrics)
+    for path, handler in _HANDLERS.items():
+        app.router.add_get(path, handler)
 
 
 async def health(request: web.Request) -> web.Response:
@@ -58,8 +50,7 @@ async def _generate_one_token(service: Service) -> None:
         prompt_token_ids=[0 if bos is None else bos],
         sampling=SamplingParams(max_new_tokens=1, temperature=0.0),
     )
-    # EngineClient promises that closing the iterator aborts: it is a generator in all but type.
-    async with aclosing(cast(Any, service.live_engine().generate(probe))) as outputs:
+    async with aclosing(service.live_engine().generate(probe)) as outputs:
         async for output in outputs:
             finish = output.finish
             if finish is not None and finish.reason in (FinishReason.ERROR, FinishReason.ABORT):
@@ -173,3 +164,18 @@ def _load(service: Service) -> dict[str, Any]:
 async def metrics(request: web.Request) -> web.Response:
     body = request.app[SERVICE].metrics.render()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+
+_HANDLERS: Final = {
+    "/health": health,
+    "/liveness": health,
+    "/health_generate": health_generate,
+    "/server_info": server_info,
+    "/get_server_info": server_info,
+    "/model_info": model_info,
+    "/get_model_info": model_info,
+    "/get_load": get_load,
+    "/v1/loads": loads,
+    "/metrics": metrics,
+}
+STATUS_PATHS: Final = frozenset(_HANDLERS)

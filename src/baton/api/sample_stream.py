@@ -8,7 +8,7 @@ Elsewhere: several samples of one request (fan_out.py).
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal
 
 from baton.api.engine_client import EngineClient
 from baton.api.errors import CLIENT_CLOSED, GenerationFailed
@@ -80,11 +80,9 @@ async def stream_sample(
         skip_special_tokens=sample.skip_special_tokens,
         min_new_tokens=request.sampling.min_new_tokens,
     )
-    # EngineClient promises that closing the iterator aborts: it is a generator in all but type.
-    outputs = cast(AsyncGenerator[TokenOutput, None], engine.generate(request))
     is_over = False
     try:
-        async with aclosing(outputs):
+        async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.token_ids:
                     stopwatch.tokens(len(output.token_ids))

@@ -24,6 +24,15 @@ document's end token in their metadata, and without these a chat would run on an
 
 _CONTROL_TOKEN_TYPE: Final = 3
 
+_CLASS_NAMES: Final = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+"""GGUF's `general.architecture` to the class names of Hugging Face, which routers and clients of
+a worker look for whatever form its weights have. Others keep GGUF's name: nothing serves them."""
+
 
 def open_checkpoint(path: Path) -> GgufFile | HfFolder:
     """A .gguf file or a Hugging Face folder, whose weight files have been found.
@@ -58,7 +67,7 @@ def _gguf_card(file: GgufFile) -> ModelCard:
     return ModelCard(
         path=file.path,
         model_id=gguf_identity(file),
-        architecture=architecture,
+        architecture=_CLASS_NAMES.get(architecture, architecture),
         model_type=architecture,
         context_length=_whole(metadata, f"{architecture}.context_length", file.path),
         vocab_size=embedding.shape[0],

@@ -10,7 +10,7 @@ import itertools
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
 from baton.core.errors import BatonError, EngineDead
@@ -85,7 +85,7 @@ class EngineProcessClient(asyncio.Protocol):
         """Why the engine is dead; empty while it lives."""
         return self._death
 
-    async def generate(self, request: EngineRequest) -> AsyncIterator[TokenOutput]:
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[TokenOutput, None]:
         request_id = request.request_id
         if request_id in self._streams:
             message = f"rid {request_id!r} is already running"

@@ -36,6 +36,7 @@ from baton.kvcache.layout import KvLayout
 from baton.kvcache.storage import SharedSegment
 from baton.launch.child import arm_parent_death_signal
 from baton.launch.engine_spec import EngineSpec
+from baton.launch.reachable import reachable_address
 from baton.messages.codec import Codec
 from baton.messages.engine import EngineFailed, EngineReady
 from baton.messages.handover import EngineHello, HandoverMessage
@@ -156,24 +157,9 @@ def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
         transports.append(ShmTransport(segment))
     if spec.transfer_backend in ("auto", "tcp"):
         transports.append(
-            TcpTransport(segment, host=spec.host, advertised_host=_reachable(spec.host))
+            TcpTransport(segment, host=spec.host, advertised_host=reachable_address(spec.host))
         )
     return transports
-
-
-def _reachable(host: str) -> str:
-    """The address that peers are told: `host` itself, or where the default route leaves from."""
-    if host not in ("0.0.0.0", "::"):
-        return host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            # Connecting a datagram socket sends nothing; it only picks the local address.
-            probe.connect(("2001:db8::1" if family is socket.AF_INET6 else "192.0.2.1", 9))
-        except OSError:
-            return "::1" if family is socket.AF_INET6 else "127.0.0.1"
-        address: str = probe.getsockname()[0]
-        return address
 
 
 def _link(

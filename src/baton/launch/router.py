@@ -5,8 +5,9 @@ not accepted. Elsewhere: what the values mean (router/config.py), running (route
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -27,6 +28,9 @@ from baton.router.server import StopRequests, run_router
 
 __all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser", "run_router"]
 
+API_KEY_VARIABLE = "BATON_API_KEY"
+"""Workers read the same one, so that a key need not stand in the process list."""
+
 _LOG_LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning",
                "error": "error"}  # fmt: skip
 _EXAMPLES = """examples:
@@ -44,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until SIGTERM or SIGINT; the process's exit status."""
     try:
         args = make_parser().parse_args(argv)
-        config = config_from(args)
+        config = config_from(args, environ=os.environ)
         configure_logging(_LOG_LEVELS[args.log_level], "router")
         uvloop.run(run_router(config, ready=lambda port: _announce(config.host, port)))
     except ConfigError as error:
@@ -87,7 +91,8 @@ def _add_address(group: Any) -> None:
     group.add_argument(
         "--api-key",
         help="key that clients must send as 'Authorization: Bearer KEY', and that the router "
-        "sends to workers with its own probes (default: none asked for)",
+        "sends to workers with its own probes (default: none asked for; environment: "
+        f"{API_KEY_VARIABLE})",
     )
     group.add_argument(
         "--log-level",
@@ -216,8 +221,10 @@ def _add_health(group: Any) -> None:
     )
 
 
-def config_from(args: argparse.Namespace) -> RouterConfig:
-    """The configuration that the flags ask for; raises ConfigError."""
+def config_from(
+    args: argparse.Namespace, *, environ: Mapping[str, str] | None = None
+) -> RouterConfig:
+    """The configuration that the flags, and then `environ`, ask for; raises ConfigError."""
     return RouterConfig(
         host=args.host,
         port=args.port,
@@ -236,8 +243,13 @@ def config_from(args: argparse.Namespace) -> RouterConfig:
             failure_threshold=args.health_failure_threshold,
             success_threshold=args.health_success_threshold,
         ),
-        api_key=args.api_key,
+        api_key=_api_key(args, environ or {}),
     )
+
+
+def _api_key(args: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
+    given: str | None = args.api_key
+    return environ.get(API_KEY_VARIABLE) if given is None else given
 
 
 def _workers(args: argparse.Namespace) -> list[WorkerSpec]:

@@ -138,7 +138,10 @@ def _announcement(
 
     def announce(pids: Mapping[str, int], took_s: float) -> str:
         url = topology.router.url
-        body = '{"messages": [{"role": "user", "content": "Why is the sky blue?"}]}'
+        body = (
+            '{"messages": [{"role": "user", "content": "What is the capital of France?"}], '
+            '"temperature": 0}'
+        )
         key = " -H 'authorization: Bearer KEY'" if needs_key else ""
         curl = (
             f"curl {url}/v1/chat/completions -H 'content-type: application/json'{key} "

@@ -17,9 +17,6 @@ from baton.router import sse
 INPUT_KEYS = ("input_token_logprobs", "input_top_logprobs", "input_token_ids_logprobs")
 CHOICE_KEYS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
-NUM_PREFILL_TOKENS = 1
-"""A prefill worker runs every sequence for one new token (SGLang's protocol); its completions
-list that token's logprob behind the prompt's, and decode's answer has it too."""
 
 _Object = dict[str, msgspec.Raw]
 _decode_object = msgspec.json.Decoder(_Object).decode
@@ -77,16 +74,20 @@ class GenerateLogprobs:
 
 
 class CompletionLogprobs:
-    """For /v1/completions with `echo`: lists in each choice, sent once per stream."""
+    """For /v1/completions with `echo`: lists in each choice, sent once per stream.
 
-    def __init__(self, prefill_body: bytes, is_stream: bool):
+    `num_prefill_tokens`: behind the prompt's entries prefill lists those of the new tokens it
+    made, which decode's answer has, too. Decode's `text_offset` counts the echoed prompt.
+    """
+
+    def __init__(self, prefill_body: bytes, is_stream: bool, num_prefill_tokens: int):
         self._by_index: dict[int, dict[str, list[msgspec.Raw]]] = {}
         for answer in sse.payloads(prefill_body) if is_stream else [prefill_body]:
             for choice in _choices(_decode_object(answer)):
                 self._collect(choice)
         for lists in self._by_index.values():
             for key in lists:
-                lists[key] = lists[key][:-NUM_PREFILL_TOKENS]
+                lists[key] = lists[key][: max(0, len(lists[key]) - num_prefill_tokens)]
 
     def _collect(self, choice: _Object) -> None:
         logprobs = _logprobs(choice)

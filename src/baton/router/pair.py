@@ -80,9 +80,11 @@ def _root_cause(prefill_error: BaseException | None, decode_error: BaseException
 def _prompt_logprobs(
     exchange: Exchange, wire: Wire, prefill: Worker, answer: PrefillAnswer
 ) -> PromptLogprobs:
-    kind = GenerateLogprobs if exchange.generation.route == GENERATE else CompletionLogprobs
+    generation = exchange.generation
     try:
-        return kind(answer.body, answer.is_stream)
+        if generation.route == GENERATE:
+            return GenerateLogprobs(answer.body, answer.is_stream)
+        return CompletionLogprobs(answer.body, answer.is_stream, generation.num_prefill_tokens)
     except msgspec.DecodeError as error:
         raise wire.failed(LegBroken(prefill, f"odd JSON: {error}")) from error
 

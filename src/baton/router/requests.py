@@ -36,6 +36,13 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     num_items: int | None
     wants_prompt_logprobs: bool
 
+    @property
+    def num_prefill_tokens(self) -> int:
+        """New tokens that the prefill leg's answer has: it runs every sequence for one, and does
+        not show even that to a client who asked for none."""
+        asked = self.fields.get("max_tokens")
+        return 0 if asked is not None and bytes(asked) == b"0" else 1
+
     def body_for_pair(self, host: str, port: int | None, draw_room: Callable[[], int]) -> bytes:
         """The body both legs get, with rooms drawn anew."""
         fields: dict[str, Any] = dict(self.fields)

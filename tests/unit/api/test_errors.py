@@ -214,12 +214,6 @@ def test_decode_needs_a_host() -> None:
     assert (status, error["param"]) == (400, "bootstrap_host")
 
 
-def test_prompt_logprobs_of_a_pair_are_refused_in_completions() -> None:
-    body = {"prompt": "a", "echo": True, "logprobs": 1, "bootstrap_room": 1}
-    status, error = refusal(COMPLETIONS, body, FakeEngine(role="prefill"))
-    assert (status, error["param"]) == (400, "echo")
-
-
 def test_bootstrap_failure_names_the_server() -> None:
     async def refuse(host: str, port: int, room: int) -> str:
         raise TransferError("connection refused", stage="bootstrap", peer=f"{host}:{port}")

@@ -4,6 +4,9 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
+from baton.core.request import Role
 from baton.testing.byte_tokenizer import BOS_ID, EOS_ID
 from baton.testing.fake_engine import FakeEngine
 from baton.testing.worker_server import serve_fake_worker
@@ -11,6 +14,7 @@ from baton.testing.worker_server import serve_fake_worker
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
+PAIRED = {"bootstrap_host": "h", "bootstrap_port": 1, "bootstrap_room": 2}
 
 
 def post(engine: FakeEngine, path: str, **body: Any) -> Any:
@@ -209,6 +213,27 @@ def test_completion_echo_alone() -> None:
     answer = post(engine, COMPLETIONS, prompt=[[120], [121]], echo=True)
     assert [choice["text"] for choice in answer["choices"]] == ["xa", "ya"]
     assert engine.requests[0].prompt_logprobs_start is None
+
+
+@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize(
+    ("role", "tokens", "offsets"),
+    [("prefill", ["x", "\ufffd", "\ufffd", "a"], [0, 1, 2, 3]), ("decode", ["a", "b"], [3, 4])],
+)
+def test_the_legs_of_an_echo_list_what_each_computed(
+    role: Role, tokens: list[str], offsets: list[int], streams: bool
+) -> None:
+    """Offsets of decode's tokens leave room for the prompt's, so that the lists fit together."""
+    engine = FakeEngine(role=role, tokens=[*b"ab", EOS_ID])
+    body = {"prompt": "x\u00e9", "echo": True, "logprobs": 1, "max_tokens": 2, **PAIRED}
+    if streams:
+        choices = [chunk["choices"][0] for chunk in stream(engine, COMPLETIONS, **body)]
+    else:
+        choices = post(engine, COMPLETIONS, **body)["choices"]
+    output = "a" if role == "prefill" else "ab"
+    assert "".join(choice["text"] for choice in choices) == "x\u00e9" + output
+    assert [token for c in choices for token in c["logprobs"]["tokens"]] == tokens
+    assert [offset for c in choices for offset in c["logprobs"]["text_offset"]] == offsets
 
 
 def test_completion_scores_a_prompt() -> None:

@@ -1,6 +1,9 @@
 """Health, facts, load and metrics."""
 
 import asyncio
+import logging
+
+import pytest
 
 from baton.api.state import ApiConfig
 from baton.core.clock import FakeClock
@@ -78,6 +81,20 @@ def test_load() -> None:
             await asked
 
     asyncio.run(scenario())
+
+
+def test_only_what_clients_do_is_logged_at_info(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with serve_fake_worker() as worker:
+            for path in ("/health", "/server_info", "/get_model_info", "/v1/loads", "/metrics"):
+                await text_of(worker, path)
+            await worker.get("/v1/models")
+            await worker.post("/server_info", {})
+
+    caplog.set_level(logging.DEBUG, "baton.api")
+    asyncio.run(scenario())
+    levels = [record.levelname for record in caplog.records if record.getMessage() == "request"]
+    assert levels == ["DEBUG"] * 5 + ["INFO"] * 2
 
 
 def test_metrics() -> None:

@@ -47,7 +47,8 @@ def hf_folder(tmp_path: Path) -> Path:
 
 def test_gguf_card(write_gguf):
     card = read_model_card(write_gguf(METADATA, embedding()))
-    assert (card.architecture, card.model_type, card.context_length) == ("llama", "llama", 128)
+    assert (card.architecture, card.model_type) == ("LlamaForCausalLM", "llama")
+    assert card.context_length == 128
     assert card.vocab_size == 6  # rows of the embedding: what logits have
     assert card.bos_token_id == 0
     assert card.eos_token_ids == (1, 3)  # <|im_end|> is known to end a turn
@@ -56,6 +57,21 @@ def test_gguf_card(write_gguf):
 def test_named_end_of_turn_is_taken_at_its_word(write_gguf):
     metadata = METADATA | {"tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 1}
     assert read_model_card(write_gguf(metadata, embedding())).eos_token_ids == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("gguf_name", "class_name"),
+    [
+        ("mistral", "MistralForCausalLM"),
+        ("qwen2", "Qwen2ForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("mamba", "mamba"),
+    ],
+)
+def test_gguf_architectures_go_by_their_class_names(write_gguf, gguf_name, class_name):
+    metadata = {"general.architecture": gguf_name, f"{gguf_name}.context_length": 128}
+    card = read_model_card(write_gguf(METADATA | metadata, embedding()))
+    assert (card.architecture, card.model_type) == (class_name, gguf_name)
 
 
 def test_hf_card(hf_folder):
@@ -121,5 +137,6 @@ def test_truncated_safetensors_is_refused(hf_folder):
 
 def test_embedded_model_card(smollm2_gguf):
     card = read_model_card(smollm2_gguf)
-    assert (card.architecture, card.context_length, card.vocab_size) == ("llama", 8192, 49152)
+    assert card.architecture == "LlamaForCausalLM"
+    assert (card.context_length, card.vocab_size) == (8192, 49152)
     assert (card.bos_token_id, card.eos_token_ids) == (1, (2,))

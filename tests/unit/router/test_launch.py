@@ -59,6 +59,14 @@ def test_defaults_and_other_flags() -> None:
     assert (config.request_timeout_s, config.health.interval_s, config.api_key) == (2.5, 3, "k")
 
 
+def test_the_key_comes_from_the_environment_unless_a_flag_gives_one() -> None:
+    environ = {"BATON_API_KEY": "sesame"}
+    assert config_from(make_parser().parse_args([]), environ=environ).api_key == "sesame"
+    args = make_parser().parse_args(["--api-key", "k"])
+    assert config_from(args, environ=environ).api_key == "k"
+    assert config_from(make_parser().parse_args([]), environ={}).api_key is None
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -100,7 +100,8 @@ def test_error_events_pass_unchanged() -> None:
 
 def test_echoed_completion_gets_the_prompts_but_not_prefills_own_token() -> None:
     path = "/v1/completions"
-    merge = CompletionLogprobs(whole(path, COMPLETION, "prefill", 1), is_stream=False)
+    prefill = whole(path, COMPLETION, "prefill", 1)
+    merge = CompletionLogprobs(prefill, is_stream=False, num_prefill_tokens=1)
     merged = json.loads(merge.into_body(whole(path, COMPLETION, "decode", 3)))
     unified = whole_answer(path, COMPLETION, "regular", 3)
     ours, theirs = merged["choices"][0]["logprobs"], unified["choices"][0]["logprobs"]
@@ -110,7 +111,8 @@ def test_echoed_completion_gets_the_prompts_but_not_prefills_own_token() -> None
 
 def test_echoed_completion_stream_gets_the_prompts_once() -> None:
     path = "/v1/completions"
-    merge = CompletionLogprobs(stream(path, COMPLETION, "prefill", 1), is_stream=True)
+    prefill = stream(path, COMPLETION, "prefill", 1)
+    merge = CompletionLogprobs(prefill, is_stream=True, num_prefill_tokens=1)
     merged = parsed(merge.into_events(stream(path, COMPLETION, "decode", 2)))
     assert [m["choices"][0]["logprobs"]["tokens"] for m in merged] == [["h", "i", "x"], ["x"]]
 
