@@ -20,7 +20,7 @@ def reachable_address(host: str) -> str:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return (
         _where_the_default_route_leaves(family)
-        or first_reachable(_addresses_up(family))
+        or first_reachable(_addresses(family))
         or ("::1" if family is socket.AF_INET6 else "127.0.0.1")
     )
 
@@ -45,12 +45,13 @@ def _where_the_default_route_leaves(family: socket.AddressFamily) -> str | None:
         return address
 
 
-def _addresses_up(family: socket.AddressFamily) -> list[str]:
-    """Addresses of the interfaces that are up, in the system's order."""
+def _addresses(family: socket.AddressFamily) -> list[str]:
+    """In the system's order, but those of interfaces that carry something now come first."""
     stats = psutil.net_if_stats()
-    return [
-        entry.address.partition("%")[0]
+    found = [
+        (entry.address.partition("%")[0], name in stats and stats[name].isup)
         for name, entries in psutil.net_if_addrs().items()
         for entry in entries
-        if entry.family is family and name in stats and stats[name].isup
+        if entry.family is family
     ]
+    return [address for address, _ in sorted(found, key=lambda each: not each[1])]
