@@ -34,6 +34,8 @@ class BodyReader(Generic[S]):
         return self.decode(await read_bytes(request))
 
     def decode(self, body: bytes) -> S:
+        if not body.strip():
+            raise RequestError("the body is empty; send a JSON object", code="invalid_json")
         try:
             return self._decoder.decode(body)
         except msgspec.ValidationError as error:

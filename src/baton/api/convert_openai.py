@@ -21,6 +21,7 @@ from baton.api.spec import (
     cache_salt_of,
     refuse_unsupported,
     sampling_params,
+    seed_of,
     stop_strings,
 )
 from baton.api.text import Vocabulary
@@ -128,7 +129,7 @@ def _template_message(message: ChatMessage, index: int) -> dict[str, Any]:
     if isinstance(content, list):
         parts = [_part_text(part, f"messages[{index}].content") for part in content]
         fields["content"] = " ".join(parts)
-    elif content is None and not message.tool_calls:
+    elif content is None:  # as beside tool calls; most templates join it to other text
         fields["content"] = ""
     return fields
 
@@ -246,7 +247,7 @@ def _prompt(
         n=1 if body.n is None else body.n,
         max_new_tokens=max_new_tokens,
         default_new_tokens=default_new_tokens,
-        seed=body.seed,
+        seed=seed_of(body.seed),
         stops=stop_strings(body.stop, "stop"),
         keep_stop=bool(body.no_stop_trim),
         skip_special_tokens=body.skip_special_tokens is not False,

@@ -12,6 +12,7 @@ from baton.api.spec import (
     cache_salt_of,
     refuse_unsupported,
     sampling_params,
+    seed_of,
     stop_strings,
 )
 from baton.api.text import Vocabulary
@@ -75,7 +76,7 @@ def generate_spec(
                 n=1 if sampling.n is None else sampling.n,
                 max_new_tokens=sampling.max_new_tokens,
                 default_new_tokens=default_new_tokens,
-                seed=sampling.sampling_seed if sampling.seed is None else sampling.seed,
+                seed=seed_of(sampling.sampling_seed if sampling.seed is None else sampling.seed),
                 stops=stop_strings(sampling.stop, "sampling_params.stop"),
                 keep_stop=bool(sampling.no_stop_trim),
                 skip_special_tokens=sampling.skip_special_tokens is not False,

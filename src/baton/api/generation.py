@@ -90,8 +90,11 @@ async def _answer_with_events(
     except Exception as error:
         if not events.has_started:
             raise
+        status, body = describe(error)
         if not is_expected(error):
             log.error("stream failed", exc=error, request_id=request[REQUEST_ID])
-        await events.send([msgspec.json.encode(describe(error)[1]), DONE])
+        elif status >= 500:  # the status line said 200, so only this line tells
+            log.warning("stream failed", request_id=request[REQUEST_ID], reason=str(error))
+        await events.send([msgspec.json.encode(body), DONE])
     await events.finish()
     return events.response

@@ -3,20 +3,20 @@
 Invariant: every answer carries its id; the engine's ids are made from it when the body has no rid.
 """
 
-import re
 import secrets
 from typing import Final
 
 from aiohttp import web
 
+from baton.core.request import is_sane_request_id
+
 HEADER: Final = "X-Request-ID"
 REQUEST_ID: Final = web.RequestKey("request_id", str)
-_SANE: Final = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
 
 
 def assign_request_id(request: web.Request) -> str:
     asked = request.headers.get(HEADER, "")
-    request_id = asked if _SANE.fullmatch(asked) else secrets.token_hex(16)
+    request_id = asked if is_sane_request_id(asked) else secrets.token_hex(16)
     request[REQUEST_ID] = request_id
     return request_id
 

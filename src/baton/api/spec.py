@@ -136,6 +136,11 @@ def sampling_params(
     )
 
 
+def seed_of(seed: int | None) -> int | None:
+    """-1 asks for any seed, as it does in llama.cpp and vLLM."""
+    return None if seed == -1 else seed
+
+
 def _given(value: float | None, default: float) -> float:
     return default if value is None else value
 

@@ -5,6 +5,7 @@ Elsewhere: HTTP bodies (api/), scheduling state of a running sequence (engine/se
 """
 
 import enum
+import re
 from typing import Literal
 
 import msgspec
@@ -19,6 +20,14 @@ FAKE_BOOTSTRAP_HOST = "2.2.2.2"
 
 DEFAULT_BOOTSTRAP_PORT = 8998
 MAX_BOOTSTRAP_ROOM = 2**63 - 1
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:@/+=-]{1,128}")
+
+
+def is_sane_request_id(text: str) -> bool:
+    """Whether a client's X-Request-ID is used as it is: router and workers must agree, or their
+    log lines could not be joined."""
+    return _REQUEST_ID.fullmatch(text) is not None
 
 
 class FinishReason(enum.StrEnum):

@@ -13,12 +13,15 @@ from baton.core.errors import RequestError
 MAX_SEED = 2**63 - 1
 MAX_LOGIT_BIAS_ENTRIES = 1024
 MAX_TOP_LOGPROBS = 128
+MAX_TOP_K = 2**31 - 1
+GREEDY_BELOW = 1e-6
+"""Temperatures below are greedy, as in SGLang: dividing logits by them would overflow."""
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one sequence.
 
-    temperature 0 is greedy. top_k -1 (or 0) keeps the whole vocabulary. `seed` is never None
+    temperature 0 (or next to it) is greedy. top_k -1 (or 0) keeps the whole vocabulary. `seed` is never None
     once a request is admitted: the api draws one. `num_top_logprobs` None: no logprobs wanted;
     0: only the chosen token's. `stop_token_ids` includes the model's end tokens unless the
     request ignores them.
@@ -40,7 +43,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0.0
+        return self.temperature < GREEDY_BELOW
 
     @property
     def has_penalties(self) -> bool:
@@ -56,7 +59,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _whole("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens)
         _real("temperature", self.temperature, 0.0, 100.0)
         _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _whole("top_k", self.top_k, -1, None)
+        _whole("top_k", self.top_k, -1, MAX_TOP_K)
         _real("min_p", self.min_p, 0.0, 1.0)
         _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)

@@ -22,7 +22,7 @@ class DisaggConfig:
 
     @staticmethod
     def from_environ(environ: Mapping[str, str]) -> "DisaggConfig":
-        """Raises ConfigError naming the variable that is not a positive number."""
+        """Raises ConfigError naming the variable that is not a positive (whole) number."""
         defaults = DisaggConfig()
         return DisaggConfig(
             bootstrap_timeout_s=_seconds(
@@ -32,8 +32,8 @@ class DisaggConfig:
             heartbeat_interval_s=_seconds(
                 environ, "HEARTBEAT_INTERVAL", defaults.heartbeat_interval_s
             ),
-            heartbeat_max_failure=int(
-                _seconds(environ, "HEARTBEAT_MAX_FAILURE", defaults.heartbeat_max_failure)
+            heartbeat_max_failure=_count(
+                environ, "HEARTBEAT_MAX_FAILURE", defaults.heartbeat_max_failure
             ),
         )
 
@@ -49,3 +49,14 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
     if not 0.0 < value < float("inf"):
         raise ConfigError(f"{_PREFIX}{name}={text!r} is not a positive number; try {default:g}")
     return value
+
+
+def _count(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(_PREFIX + name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ConfigError(
+            f"{_PREFIX}{name}={text!r} is not a positive whole number; try {default}"
+        )
+    return int(text)

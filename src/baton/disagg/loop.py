@@ -54,11 +54,14 @@ class EngineLoop:
         self._stats_due_s = 0.0
         self._was_busy = True
         self._is_running = True
+        self._made_progress = False
 
     def run(self) -> None:
         """Raises ApiGone when the api process ends."""
         while self._is_running:
-            self._api.wait(0.0 if self._core.has_work else _IDLE_WAIT_S)
+            # Sequences that wait for room get it by news from outside, which ends the wait.
+            can_go_on = self._core.has_work and self._made_progress
+            self._api.wait(0.0 if can_go_on else _IDLE_WAIT_S)
             self.turn()
 
     def turn(self) -> None:
@@ -69,7 +72,7 @@ class EngineLoop:
             self._role.on_event(self._events.popleft())
         self._role.tick(self._clock.now_s())
         if self._core.has_work:
-            self._core.step()
+            self._made_progress = self._core.step()
             self._role.tick(self._clock.now_s())
         outputs = self._core.take_outputs()
         if outputs:

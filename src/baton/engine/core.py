@@ -1,8 +1,8 @@
 """The engine of one rank: requests in, one step at a time, tokens out.
 
-Invariant: every sequence that `submit` accepts leaves by `_finish`, which emits its one terminal
-output and releases its blocks; a sequence that is handed over leaves by `hand_over` and
-`finish_held`. Hand-over roles (disagg/) drive those; this module knows no peer.
+Invariant: every sequence that `accept` takes in leaves by `_finish`, which releases its blocks, with
+its one terminal output; a prefill leg is held when its prompt is computed and then leaves by
+`finish_delivered` or `end`. Hand-over roles (disagg/) drive those; this module knows no peer.
 Elsewhere: who runs (scheduler.py), the forward pass (runner.py), the process around it (launch/).
 """
 
@@ -53,6 +53,7 @@ class EngineCore:
         self.pool = pool
         self.block_size = config.page_size
         self.context_length = context_length
+        self.vocab_size = vocab_size
         self.counters = EngineCounters()
         self.on_progress: Callable[[Sequence], None] = lambda sequence: None
         """Called when a prefill leg has (more) computed tokens."""
@@ -63,7 +64,6 @@ class EngineCore:
             max_tokens_per_step=config.chunked_prefill_size,
         )
         self._runner = runner
-        self._vocab_size = vocab_size
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
@@ -113,17 +113,21 @@ class EngineCore:
             self.scheduler.remove(sequence)
         self._finish(sequence, finish)
 
-    def step(self) -> None:
-        """Compute one plan. Outputs are collected for `take_outputs`."""
+    def step(self) -> bool:
+        """Compute one plan. Outputs are collected for `take_outputs`. False: nothing can run until
+        somebody gives blocks back."""
         started_s = self._clock.now_s()
         plan = self.scheduler.schedule()
         self.counters.preemptions += len(plan.preempted)
+        for sequence in plan.preempted:
+            # Those of a prompt that is read again from its start are collected again, too.
+            self._prompt_logprobs.pop(sequence.request_id, None)
         for sequence in plan.admitted:
             self.counters.cached_tokens += sequence.num_computed_tokens
             if sequence.is_prefill_leg and sequence.num_computed_tokens > 0:
                 self.on_progress(sequence)
         if not plan.spans:
-            return
+            return bool(plan.preempted)
         results = self._runner.run(plan.spans)
         for span, logits in zip(plan.spans, results, strict=True):
             sequence = span.sequence
@@ -138,6 +142,7 @@ class EngineCore:
                 self.on_progress(sequence)
         self.counters.steps += 1
         self.counters.step_seconds += self._clock.now_s() - started_s
+        return True
 
     def take_outputs(self) -> list[TokenOutput]:
         """Outputs since the last call, in order."""
@@ -178,11 +183,11 @@ class EngineCore:
             raise RequestError(f"rid {request_id!r} is already running", param="rid")
         if num_prompt == 0:
             raise RequestError("the prompt has no tokens", param="prompt")
-        if not all(0 <= token_id < self._vocab_size for token_id in request.prompt_token_ids):
+        if not all(0 <= token_id < self.vocab_size for token_id in request.prompt_token_ids):
             raise RequestError(
-                f"input_ids has a token outside 0 to {self._vocab_size - 1}", param="input_ids"
+                f"input_ids has a token outside 0 to {self.vocab_size - 1}", param="input_ids"
             )
-        request.sampling.validate(self._vocab_size)
+        request.sampling.validate(self.vocab_size)
         num_total = num_prompt + request.sampling.max_new_tokens
         if num_total > self.context_length:
             raise RequestError(

@@ -66,6 +66,10 @@ def main(argv: Sequence[str]) -> int:
         if sys.stdin.isatty():
             print(f"{model} at {config.url} (/reset, Ctrl-D leaves)", file=sys.stderr)
         return Conversation(config, client, model).run()
+    except BrokenPipeError:
+        # `baton chat | head` has seen enough; nothing more can be written, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ChatError as error:
         print(f"baton chat: error: {error}", file=sys.stderr)
         return 1

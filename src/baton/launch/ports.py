@@ -4,6 +4,8 @@ Invariant: one `FreePorts` never gives the same port twice. Between the asking a
 bind another program may take it; the child then fails to start and says so.
 """
 
+import errno
+import os
 import socket
 
 from baton.core.errors import ConfigError
@@ -34,6 +36,19 @@ def check_port_is_free(host: str, port: int) -> int:
             return chosen
     except OSError as error:
         raise ConfigError(
-            f"--host {host} --port {port}: cannot listen there ({error.strerror}); "
-            f"try --port {port + 1 if 0 < port < 65535 else 8000}, or 0 for any free port"
+            f"--host {host} --port {port}: cannot listen there ({_reason(error)}); "
+            + _mend(error, port)
         ) from error
+
+
+def _reason(error: OSError) -> str:
+    """The system's own words; `create_server` adds the address, which the flags have told."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+
+
+def _mend(error: OSError, port: int) -> str:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return "give --host an address of this machine, such as 127.0.0.1 or 0.0.0.0"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 need rights that this user lacks; try --port 8000"
+    return f"try --port {port + 1 if 0 < port < 65535 else 8000}, or 0 for any free port"

@@ -76,6 +76,7 @@ def main(argv: Sequence[str]) -> int:
         model_path=str(model_path),
         worker_argv=[*given_argv(args, EngineConfig), *_worker_argv(options)],
         router_argv=_router_argv(config, options),
+        num_cores=len(os.sched_getaffinity(0)),
         free_port=FreePorts().take,
     )
     return asyncio.run(_supervise(topology, config, options))

@@ -216,12 +216,10 @@ async def _serve(worker: WorkerConfig, spec: EngineSpec, card: ModelCard, socket
 
 def _start_engine(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
-    environ = {
-        **os.environ,
-        # Threads that wait for work must not spin: on few cores that is the other worker's time.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
-    }
+    # A prefill and a decode worker share cores, so a thread that waits must not spin. A unified
+    # one gains a third of its step from spinning for a moment (docs/experiments.md).
+    spins = "10000" if spec.role == "null" else "0"
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, **os.environ}
     fd, options = str(theirs.fileno()), msgspec.json.encode(spec).decode()
     process = subprocess.Popen(
         [sys.executable, "-m", "baton.launch.engine_process", fd, options],

@@ -14,7 +14,11 @@ from baton.core.request import Role
 from baton.router.policies import PolicyName
 
 PREFILL_NICE = 19
-"""On one host decode goes first: prefill takes every core that decode leaves idle, and no more."""
+"""On one host decode goes first: prefill takes every core that decode leaves idle, and no more.
+
+That works while decode has fewer threads than the machine has cores: with as many, and both busy,
+prefill gets next to nothing (docs/experiments.md). So a decode worker gets its share of the cores
+and prefill may use them all."""
 
 _LOOPBACK = "127.0.0.1"
 _WORKERS_FORM = re.compile(r"(\d+)p(\d+)d")
@@ -101,19 +105,21 @@ def plan_topology(
     model_path: str,
     worker_argv: Sequence[str],
     router_argv: Sequence[str] = (),
+    num_cores: int,
     free_port: Callable[[], int],
 ) -> Topology:
     """`worker_argv` and `router_argv` are the options that go to every worker and to the router;
     `config.port` must be the final one, never 0."""
     assert config.port != 0, "the router's port must be chosen before planning"
     if config.unified is not None:
+        own_argv = [_threads(num_cores // config.unified), *worker_argv]
         workers = [
-            _worker(f"unified-{i}", "null", free_port(), model_path, worker_argv)
+            _worker(f"unified-{i}", "null", free_port(), model_path, own_argv)
             for i in range(config.unified)
         ]
         places = ["--worker-urls", *(worker.url for worker in workers)]
     else:
-        workers, places = _plan_pairs(config, model_path, worker_argv, free_port)
+        workers, places = _plan_pairs(config, model_path, worker_argv, num_cores, free_port)
     return Topology(_router(config, [*places, *router_argv]), tuple(workers))
 
 
@@ -127,6 +133,7 @@ def _plan_pairs(
     config: ServeConfig,
     model_path: str,
     worker_argv: Sequence[str],
+    num_cores: int,
     free_port: Callable[[], int],
 ) -> tuple[list[ChildSpec], list[str]]:
     """The workers of both roles, and the router's options that name them."""
@@ -144,10 +151,16 @@ def _plan_pairs(
         workers.append(worker)
         places += ["--prefill", worker.url, str(bootstrap_port)]
     for i in range(num_decode):
-        worker = _worker(f"decode-{i}", "decode", free_port(), model_path, worker_argv)
+        own_argv = [_threads(num_cores // (num_decode + 1)), *worker_argv]
+        worker = _worker(f"decode-{i}", "decode", free_port(), model_path, own_argv)
         workers.append(worker)
         places += ["--decode", worker.url]
     return workers, places
+
+
+def _threads(num_threads: int) -> str:
+    """Comes before the user's own options, so that theirs counts."""
+    return f"--num-threads={max(1, num_threads)}"
 
 
 def _worker(

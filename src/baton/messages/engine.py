@@ -32,7 +32,7 @@ class FlushCache(_Message, frozen=True, kw_only=True):
 
 
 class Shutdown(_Message, frozen=True, kw_only=True):
-    """End the engine process after failing what still runs."""
+    """End the engine process. What still runs fails when the api process sees it end."""
 
 
 ToEngine = Submit | Abort | FlushCache | Shutdown

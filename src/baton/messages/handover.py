@@ -11,31 +11,40 @@
       │ <────────── KvReleased ──────────── │   nothing more will be written
 
 Every message names its hand-over by `transfer_id`, which the decode engine makes and never uses
-twice. All are idempotent: one about an unknown or ended transfer is answered harmlessly or dropped.
+twice. All are idempotent: one that comes twice, or about an unknown or ended transfer, is answered
+harmlessly or dropped.
 Elsewhere: who does what on each (disagg/), the bytes (transfer/).
 """
+
+from typing import Annotated
 
 import msgspec
 
 from baton.messages.engine import TokenLogprob
 from baton.messages.regions import RegionDescriptor
 
+# Bounds are checked when a frame is decoded: one that breaks them ends its connection, and what
+# reaches the roles can be used as an index or echoed in an answer.
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Name = Annotated[str, msgspec.Meta(max_length=128)]
+BlockIds = Annotated[list[Count], msgspec.Meta(max_length=1 << 20)]
+
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    transfer_id: str
+    transfer_id: Name
 
 
 class KvReserved(_Message, frozen=True, kw_only=True):
     """Decode has blocks for this prompt. Prompt block i, for i >= num_cached_blocks, goes to decode
     block `block_ids[i - num_cached_blocks]`."""
 
-    room: int
-    sample_index: int
-    layout_hash: str
-    num_prompt_tokens: int
+    room: Count
+    sample_index: Count
+    layout_hash: Name
+    num_prompt_tokens: Count
     prompt_digest: bytes
-    num_cached_blocks: int
-    block_ids: list[int]
+    num_cached_blocks: Count
+    block_ids: BlockIds
     regions: list[RegionDescriptor]
 
 
@@ -44,10 +53,10 @@ class KvCancel(_Message, frozen=True, kw_only=True):
 
 
 class KvDelivered(_Message, frozen=True, kw_only=True):
-    token_id: int
+    token_id: Count
     logprob: TokenLogprob | None = None
-    num_blocks: int
-    num_cached_tokens: int
+    num_blocks: Count
+    num_cached_tokens: Count
 
 
 class KvFailed(_Message, frozen=True, kw_only=True):

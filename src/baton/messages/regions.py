@@ -1,5 +1,7 @@
 """How one engine tells another where its KV pool can be reached."""
 
+from typing import Annotated
+
 import msgspec
 
 
@@ -13,4 +15,4 @@ class RegionDescriptor(msgspec.Struct, frozen=True, kw_only=True):
     backend: str
     host_id: str
     address: str
-    num_bytes: int
+    num_bytes: Annotated[int, msgspec.Meta(ge=0)]

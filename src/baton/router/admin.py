@@ -21,14 +21,16 @@ from baton.router.config import (
     parse_worker_url,
 )
 from baton.router.errors import LegFailure, NoWorker
-from baton.router.exchange import forwarded_headers, problem_response, request_id_of
+from baton.router.exchange import forwarded_headers, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.generation import read_body
-from baton.router.legs import Wire
+from baton.router.legs import WholeAnswer, Wire
 from baton.router.metrics import CONTENT_TYPE
 from baton.router.workers import Worker
 
 WORKER_CALL_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 30.0
+"""Above the 20 s after which a worker itself answers that it makes no token."""
 _ANSWERING_ROLES = (WorkerRole.DECODE, WorkerRole.REGULAR, WorkerRole.PREFILL)
 
 
@@ -38,6 +40,13 @@ class AddWorker(msgspec.Struct):
     url: str
     worker_type: WorkerRole = WorkerRole.REGULAR
     bootstrap_port: int | None = None
+
+
+class Abort(msgspec.Struct):
+    """Body of POST /abort_request."""
+
+    rid: str | None = None
+    abort_all: bool | None = None
 
 
 class AdminHandlers:
@@ -64,12 +73,12 @@ class AdminHandlers:
         return _json(answer, status=503 if missing else 200)
 
     async def health_generate(self, request: web.Request) -> web.Response:
-        missing = self._fleet.missing_roles()
-        if missing:
-            num_known = len(self._fleet.pool.of_role(missing[0]))
-            return problem_response(
-                NoWorker(missing[0], num_known).problem, request_id_of(request.headers)
-            )
+        """One worker of every role makes a token; the first that cannot is the answer."""
+        workers = [self._fleet.pick(role) for role in self._config.roles]
+        calls = (self._call(worker, request, b"", PROBE_TIMEOUT_S) for worker in workers)
+        for answer in await asyncio.gather(*calls):
+            if answer.status >= 400:
+                return _passed_on(answer)
         return web.Response(text="OK")
 
     async def metrics(self, _request: web.Request) -> web.Response:
@@ -133,10 +142,7 @@ class AdminHandlers:
         for role in _ANSWERING_ROLES:
             workers = self._fleet.pool.healthy(role)
             if workers:
-                answer = await self._call(workers[0], request, b"")
-                return web.Response(
-                    status=answer.status, body=answer.body, headers=dict(answer.headers)
-                )
+                return _passed_on(await self._call(workers[0], request, b""))
         role = self._config.roles[-1]
         raise NoWorker(role, len(self._fleet.pool.of_role(role)))
 
@@ -159,7 +165,9 @@ class AdminHandlers:
 
     async def abort_request(self, request: web.Request) -> web.Response:
         """Told to all workers: nobody here remembers which one has the request."""
-        outcomes = await self._call_all(request, await read_body(request))
+        body = await read_body(request)
+        _check_abort(body)
+        outcomes = await self._call_all(request, body)
         told = any(outcome["status"] == 200 for outcome in outcomes)
         answer = {"status": "success" if told else "error", "workers": outcomes}
         return _json(answer, status=200 if told else 503)
@@ -174,11 +182,16 @@ class AdminHandlers:
 
         return await asyncio.gather(*(outcome(worker) for worker in self._fleet.pool))
 
-    async def _call(self, worker: Worker, request: web.Request, body: bytes) -> Any:
+    async def _call(
+        self,
+        worker: Worker,
+        request: web.Request,
+        body: bytes,
+        timeout_s: float = WORKER_CALL_TIMEOUT_S,
+    ) -> WholeAnswer:
         headers = forwarded_headers(request.headers, request_id_of(request.headers))
-        return await self._wire.fetch(
-            worker, request.method, request.path_qs, body, headers, WORKER_CALL_TIMEOUT_S
-        )
+        method = "GET" if request.method == "HEAD" else request.method
+        return await self._wire.fetch(worker, method, request.path_qs, body, headers, timeout_s)
 
     def _named_worker(self, request: web.Request) -> Worker:
         worker_id = request.match_info["worker_id"]
@@ -205,6 +218,19 @@ class AdminHandlers:
                 f"bootstrap_port is {port}; it must be from 1 to {MAX_PORT}", param="bootstrap_port"
             )
         return WorkerSpec(url, wanted.worker_type, port)
+
+
+def _check_abort(body: bytes) -> None:
+    try:
+        wanted = msgspec.json.decode(body or b"{}", type=Abort)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is no abort request: {error}") from error
+    if not (wanted.rid or wanted.abort_all):
+        raise RequestError("give rid, or abort_all as true; the body has neither", param="rid")
+
+
+def _passed_on(answer: WholeAnswer) -> web.Response:
+    return web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
 
 
 def _records(workers: Iterable[Worker]) -> list[dict[str, Any]]:

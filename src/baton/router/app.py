@@ -78,6 +78,7 @@ def _add_routes(app: web.Application, generation: GenerationHandlers, admin: Adm
     router.add_get("/get_loads", admin.get_loads)
     for path in (
         "/v1/models",
+        "/v1/models/{model_id:.+}",
         "/get_server_info",
         "/server_info",
         "/get_model_info",

@@ -21,6 +21,7 @@ from baton.router.config import WorkerRole
 from baton.router.workers import Worker
 
 RETRY_AFTER_S = 1
+_MAX_SAID_CHARS = 300
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,7 +160,7 @@ class LegRejected(LegFailure):
             Problem(
                 status=status,
                 code=f"{stage}_rejected",
-                message=f"{_name(worker)} answered {status}",
+                message=f"{_name(worker)} answered {status}{_said(body)}",
             ),
         )
         self.status = status
@@ -173,6 +174,21 @@ class LegRejected(LegFailure):
 
 def stage_of(role: WorkerRole) -> str:
     return "worker" if role is WorkerRole.REGULAR else role.value
+
+
+class _Rejection(msgspec.Struct):
+    error: ErrorBody
+
+
+_decode_rejection = msgspec.json.Decoder(_Rejection).decode
+
+
+def _said(body: bytes) -> str:
+    """The worker's own words, where they are in OpenAI's shape."""
+    try:
+        return ": " + _decode_rejection(body).error.message[:_MAX_SAID_CHARS]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
 
 
 def _name(worker: Worker) -> str:

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from baton.core.clock import Clock
+from baton.core.request import is_sane_request_id
 from baton.router import sse
 from baton.router.errors import (
     Expired,
@@ -38,8 +39,9 @@ _FORWARDED_PREFIX = "x-request-id"
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
-    """The client's own id, or a new one."""
-    return headers.get(REQUEST_ID) or f"req-{secrets.token_hex(12)}"
+    """The client's own id where workers would take it, too; else a new one."""
+    asked = headers.get(REQUEST_ID, "")
+    return asked if is_sane_request_id(asked) else f"req-{secrets.token_hex(12)}"
 
 
 def forwarded_headers(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
@@ -47,9 +49,10 @@ def forwarded_headers(headers: Mapping[str, str], request_id: str) -> dict[str, 
     forwarded = {
         name: value
         for name, value in headers.items()
-        if (lower := name.lower()) in _FORWARDED or lower.startswith(_FORWARDED_PREFIX)
+        if (lower := name.lower()) in _FORWARDED
+        or (lower.startswith(_FORWARDED_PREFIX) and lower != _FORWARDED_PREFIX)
     }
-    forwarded.setdefault(REQUEST_ID, request_id)
+    forwarded[REQUEST_ID] = request_id
     forwarded["Content-Type"] = "application/json"
     return forwarded
 
@@ -89,6 +92,7 @@ class Exchange:
         self._scope: asyncio.Timeout | None = None
         self._is_stopped = False
         self.status = CLIENT_GONE_STATUS
+        self.reason = ""
 
     def limit(self, seconds: float) -> asyncio.Timeout:
         """The scope in which the request must end."""
@@ -120,7 +124,7 @@ class Exchange:
     async def fail(self, failure: RouterFailure) -> web.StreamResponse:
         """Tell the client what went wrong."""
         problem = failure.problem
-        self.status = problem.status
+        self.status, self.reason = problem.status, problem.message
         if self._stream is not None:
             await self._stream.write(sse.event(problem.body()) + sse.DONE_EVENT)
             await self._stream.write_eof()

@@ -16,7 +16,7 @@ from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
 from baton.obs.logs import EventLog
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
-from baton.router.errors import LegBroken, LegFailure, LegRefused, NoWorker, stage_of
+from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor
 from baton.router.metrics import RouterMetrics
 from baton.router.policies import choose
@@ -121,10 +121,13 @@ class Fleet:
             leg.add_done_callback(lambda _: timer.cancel())
 
     def note_failure(self, failure: LegFailure) -> None:
-        """A leg failed: blame that worker, and only for what is its fault."""
+        """A leg failed: blame that worker, and only for what is its fault. The request's own line
+        in the log is written where the request ends."""
         worker = failure.worker
+        if isinstance(failure, LegRejected) and failure.is_clients_fault:
+            return
         self.metrics.leg_failures.labels(stage_of(worker.role), failure.kind).inc()
-        _log.warning(
+        _log.info(
             "leg failed",
             stage=stage_of(worker.role),
             kind=failure.kind,

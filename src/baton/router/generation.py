@@ -52,17 +52,22 @@ class GenerationHandlers:
         started_s = self._clock.now_s()
         request_id = request_id_of(request.headers)
         route, metrics = request.path, self._fleet.metrics
-        status = CLIENT_GONE_STATUS
+        status, reason = CLIENT_GONE_STATUS, ""
         metrics.inflight.inc()
         try:
             generation = parse_generation(route, await read_body(request))
-            response, status = await self._serve(request, generation, request_id, started_s)
+            response, status, reason = await self._serve(
+                request, generation, request_id, started_s
+            )
             return response
         except RequestError as error:
-            status = error.status
+            status, reason = error.status, error.message
             return problem_response(problem_of(error), request_id)
         except web.HTTPException as error:
-            status = error.status
+            status, reason = error.status, error.reason
+            raise
+        except Exception as error:
+            status, reason = 500, repr(error)
             raise
         finally:
             duration_s = self._clock.now_s() - started_s
@@ -70,28 +75,31 @@ class GenerationHandlers:
             metrics.requests.labels(route, str(status)).inc()
             metrics.duration.labels(route).observe(duration_s)
             if status >= 400:
-                _log.info(
+                write = _log.warning if status >= 500 else _log.info
+                write(
                     "request failed",
                     request_id=request_id,
                     route=route,
                     status=status,
+                    reason=reason or "the client left",
                     duration_s=round(duration_s, 3),
                 )
 
     async def _serve(
         self, request: web.Request, generation: Generation, request_id: str, started_s: float
-    ) -> tuple[web.StreamResponse, int]:
-        """The response and the status that tells how it ended."""
+    ) -> tuple[web.StreamResponse, int, str]:
+        """The response, the status that tells how it ended, and why if it failed."""
         exchange = Exchange(
             request, generation, request_id, self._wire, self._fleet.metrics, self._clock, started_s
         )
         self._running.add(exchange)
         self.idle.clear()
         try:
-            return await self._within_limits(exchange), exchange.status
+            response = await self._within_limits(exchange)
+            return response, exchange.status, exchange.reason
         except ConnectionResetError:
             # workers' connections fail as LegFailure, so this one is the client's
-            return exchange.abandoned(), CLIENT_GONE_STATUS
+            return exchange.abandoned(), CLIENT_GONE_STATUS, ""
         finally:
             self._running.discard(exchange)
             if not self._running:

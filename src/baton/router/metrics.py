@@ -44,7 +44,7 @@ class RouterMetrics:
         )
         self.leg_failures = Counter(
             "baton_router_leg_failures",
-            "Failed legs by stage and kind (refused, broken, rejected).",
+            "Legs failed by their worker, by stage and kind (refused, broken, rejected).",
             ["stage", "kind"],
             registry=registry,
         )

@@ -67,6 +67,8 @@ def parse_generation(route: str, body: bytes) -> Generation:
 
 def parse_object(body: bytes) -> dict[str, msgspec.Raw]:
     """The outermost keys of a JSON object in UTF-8; raises RequestError."""
+    if not body.strip():
+        raise RequestError("the body is empty; send a JSON object", code="invalid_json")
     try:
         if not body.isascii():
             body.decode("utf-8")

@@ -107,7 +107,8 @@ class FakeWorker:
         app = web.Application(client_max_size=2**30)
         for route in GENERATION_ROUTES:
             app.router.add_post(route, self._generate)
-        app.router.add_get("/health", self._health)
+        for path in ("/health", "/health_generate"):
+            app.router.add_get(path, self._health)
         for path, answer in self._reports().items():
             app.router.add_get(path, self._reporter(answer))
         for path in ("/flush_cache", "/abort_request"):

@@ -127,7 +127,7 @@ class IoLoop:
             handler.on_ready(mask)
         except Exception as error:
             _log.exception("a connection met a bug and is closed")
-            handler.on_bug(error)
+            _run_guarded(lambda: handler.on_bug(error))
 
     def _run_calls(self) -> None:
         while True:

@@ -55,7 +55,7 @@ def refusal(
         (CHAT, {"messages": HI, "n": 1000}, "n"),
         (CHAT, {"messages": HI, "stop": [""]}, "stop"),
         (CHAT, {"messages": HI, "stop": ["a"] * 65}, "stop"),
-        (CHAT, {"messages": HI, "seed": -1}, "seed"),
+        (CHAT, {"messages": HI, "seed": -2}, "seed"),
         (CHAT, {"messages": HI, "seed": 2**63}, "seed"),
         (CHAT, {"messages": HI, "logit_bias": {"999": 1}}, "logit_bias"),
         (CHAT, {"messages": HI, "logit_bias": {"1": 101}}, "logit_bias.1"),

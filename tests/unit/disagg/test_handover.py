@@ -8,7 +8,13 @@ ledgers return to zero.
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from baton.core.request import FinishReason
 from baton.ipc.peer_link import LostReason
@@ -145,6 +151,15 @@ HandoverMachine.TestCase.settings = settings(max_examples=60, stateful_step_coun
 FencedMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 TestHandover = HandoverMachine.TestCase
 TestFencedHandover = FencedMachine.TestCase
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("machine", [HandoverMachine, FencedMachine])
+def test_a_hundred_thousand_steps(machine: type[HandoverMachine]) -> None:
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=1000, stateful_step_count=100, deadline=None)
+    )
 
 
 def finished(side: Side, name: str) -> FinishReason | None:

@@ -21,6 +21,7 @@ def topology() -> Topology:
         model_path="m.gguf",
         worker_argv=serve._worker_argv(options),
         router_argv=serve._router_argv(config, options),
+        num_cores=4,
         free_port=lambda: next(ports),
     )
 

@@ -12,7 +12,11 @@ from baton.launch.topology import ServeConfig, Topology, plan_topology, url_of
 def _plan(config: ServeConfig, worker_argv: Sequence[str] = ()) -> Topology:
     ports = itertools.count(40001)
     return plan_topology(
-        config, model_path="m.gguf", worker_argv=worker_argv, free_port=lambda: next(ports)
+        config,
+        model_path="m.gguf",
+        worker_argv=worker_argv,
+        num_cores=8,
+        free_port=lambda: next(ports),
     )
 
 
@@ -34,6 +38,28 @@ def test_prefill_yields_the_cores_and_decode_does_not() -> None:
     assert "--engine-nice=19" in prefill.argv
     assert "--disaggregation-mode=decode" in decode.argv
     assert not any("nice" in word or "bootstrap" in word for word in decode.argv)
+
+
+@pytest.mark.parametrize(
+    ("config", "threads"),
+    [
+        (ServeConfig(workers="1p1d"), [None, "4"]),
+        (ServeConfig(workers="1p3d"), [None, "2", "2", "2"]),
+        (ServeConfig(unified=1), ["8"]),
+        (ServeConfig(unified=9), ["1"] * 9),
+    ],
+)
+def test_decode_and_unified_workers_share_the_cores(
+    config: ServeConfig, threads: list[str | None]
+) -> None:
+    for worker, wanted in zip(_plan(config).workers, threads, strict=True):
+        given = [word.partition("=")[2] for word in worker.argv if "--num-threads" in word]
+        assert given == ([] if wanted is None else [wanted])
+
+
+def test_threads_that_the_user_names_come_last_and_count() -> None:
+    decode = _plan(ServeConfig(), ["--num-threads=3"]).workers[1]
+    assert [word for word in decode.argv if "--num-threads" in word][-1] == "--num-threads=3"
 
 
 def test_the_router_is_told_every_worker() -> None:
