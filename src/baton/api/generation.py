@@ -94,7 +94,7 @@ async def _answer_with_events(
         if not is_expected(error):
             log.error("stream failed", exc=error, request_id=request[REQUEST_ID])
         elif status >= 500:  # the status line said 200, so only this line tells
-            log.warning("stream failed", request_id=request[REQUEST_ID], reason=str(error))
+            log.info("stream failed", request_id=request[REQUEST_ID], reason=str(error))
         await events.send([msgspec.json.encode(body), DONE])
     await events.finish()
     return events.response

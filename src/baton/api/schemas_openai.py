@@ -2,15 +2,16 @@
 
 Unknown keys are ignored; a known key of the wrong type is refused while decoding. Fields are None
 when absent or null, so that defaults live in one place, the conversion.
-Elsewhere: conversion (convert_openai.py), answers (answers_openai.py).
+Elsewhere: conversion (convert_openai.py), answers (answers_chat.py, answers_completion.py).
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 PerPrompt = int | list[int | None] | None
 PerPromptText = str | list[str | None] | None
+Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
 
 
 class BootstrapFields(msgspec.Struct, kw_only=True):
@@ -53,7 +54,7 @@ class OpenAIRequest(BootstrapFields, kw_only=True):
     skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
     rid: str | list[str] | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     cache_salt: str | list[str] | None = None
     extra_key: str | list[str] | None = None
     response_format: ResponseFormat | None = None

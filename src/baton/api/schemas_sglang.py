@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from baton.api.schemas_openai import BootstrapFields
+from baton.api.schemas_openai import BootstrapFields, Priority
 
 
 class SglangSampling(msgspec.Struct, kw_only=True):
@@ -51,7 +51,7 @@ class GenerateRequest(BootstrapFields, kw_only=True):
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
     return_text_in_logprobs: bool | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     extra_key: str | list[str] | None = None
     cache_salt: str | list[str] | None = None
     token_ids_logprob: Any = None

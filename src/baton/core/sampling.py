@@ -21,9 +21,9 @@ GREEDY_BELOW = 1e-6
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling parameters of one sequence.
 
-    temperature 0 (or next to it) is greedy. top_k -1 (or 0) keeps the whole vocabulary. `seed` is never None
-    once a request is admitted: the api draws one. `num_top_logprobs` None: no logprobs wanted;
-    0: only the chosen token's. `stop_token_ids` includes the model's end tokens unless the
+    temperature 0 (or next to it) is greedy. top_k -1 (or 0) keeps the whole vocabulary. `seed` is
+    never None once a request is admitted: the api draws one. `num_top_logprobs` None: no logprobs
+    wanted; 0: only the chosen token's. `stop_token_ids` includes the model's end tokens unless the
     request ignores them.
     """
 

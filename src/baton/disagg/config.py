@@ -56,7 +56,5 @@ def _count(environ: Mapping[str, str], name: str, default: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ConfigError(
-            f"{_PREFIX}{name}={text!r} is not a positive whole number; try {default}"
-        )
+        raise ConfigError(f"{_PREFIX}{name}={text!r} is not a positive whole number; try {default}")
     return int(text)

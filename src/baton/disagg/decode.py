@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from typing import assert_never
 
 from baton.core.clock import Clock
 from baton.core.request import EngineRequest, Finish
@@ -62,16 +63,18 @@ class _Leg:
 
 @dataclass
 class _Quarantine:
-    """Blocks of a failed hand-over, held under `holder` until no write can arrive."""
+    """Blocks of a failed hand-over, held under `holder` until no write can arrive. `writer_ids`:
+    the names of a lost peer's transports; without a hello from it there are none."""
 
     holder: str
     peer_address: str
     is_peer_lost: bool = False
+    writer_ids: frozenset[str] = frozenset()
 
 
 class DecodeRole:
     """Hand-overs of one decode engine. `send` queues a message to a peer by its control address,
-    connecting first where needed."""
+    connecting first where needed; after a loss only once that has been acknowledged."""
 
     def __init__(
         self,
@@ -79,6 +82,7 @@ class DecodeRole:
         layout: KvLayout,
         transports: Many[KvTransport],
         send: Callable[[str, HandoverMessage], None],
+        acknowledge_loss: Callable[[str], None],
         engine_id: str,
         config: DisaggConfig,
         clock: Clock,
@@ -87,13 +91,14 @@ class DecodeRole:
         self._layout = layout
         self._transports = transports
         self._send = send
+        self._acknowledge_loss = acknowledge_loss
         self._engine_id = engine_id
         self._config = config
         self._clock = clock
         self._local = UnifiedRole(core)
         self._legs: dict[str, _Leg] = {}  # by transfer id, in order of arrival
         self._quarantines: dict[str, _Quarantine] = {}  # by transfer id
-        self._writer_ids: dict[str, frozenset[str]] = {}  # of each prefill engine, by address
+        self._writer_ids: dict[str, frozenset[str]] = {}  # of each connected engine, by its key
         self._transfer_numbers = itertools.count()
 
     @property
@@ -134,8 +139,8 @@ class DecodeRole:
             case PeerConnected(key=key, hello=hello):
                 self._writer_ids[key] = frozenset(hello.writer_ids)
                 self._ask_again(key)
-            case PeerMessage(key=_, message=message):
-                self._on_message(message)
+            case PeerMessage(key=key, message=message):
+                self._on_message(key, message)
             case PeerLost(key=key, reason=reason, detail=detail):
                 self._on_peer_lost(key, detail or reason.value)
 
@@ -163,12 +168,12 @@ class DecodeRole:
         reusable = (sequence.num_prompt_tokens - 1) // size
         hits = pool.lookup(sequence.hashes(size)[:reusable])
         num_new = -(-sequence.num_prompt_tokens // size) - len(hits)
-        pool.share(sequence.request_id, hits)
+        pool.share(sequence.holder, hits)
         blocks = None
         if self._core.scheduler.has_room_for(num_new, num_reserved):
-            blocks = pool.allocate(sequence.request_id, num_new)
+            blocks = pool.allocate(sequence.holder, num_new)
         if blocks is None:
-            pool.release(sequence.request_id)
+            pool.release(sequence.holder)
             return False
         sequence.block_ids = [*hits, *blocks]
         leg.state, leg.num_reserved_blocks = LegState.RESERVED, num_new
@@ -196,7 +201,26 @@ class DecodeRole:
         for transport in self._transports:
             transport.open_window(transfer_id, ranges)
 
-    def _on_message(self, message: HandoverMessage) -> None:
+    def _on_message(self, key: str, message: HandoverMessage) -> None:
+        transfer_id = message.transfer_id
+        match message:
+            case KvReserved():
+                reason = "this is a decode worker; bootstrap_host must name a prefill worker"
+                self._send(key, KvFailed(transfer_id=transfer_id, reason=reason, status=400))
+            case KvCancel():
+                self._send(key, KvReleased(transfer_id=transfer_id))
+            case KvDelivered() | KvFailed() | KvReleased():
+                # Only who may write to the blocks can say that it does not any more.
+                if self._writer_of(transfer_id) == key:
+                    self._on_answer(message)
+            case _:
+                assert_never(message)
+
+    def _writer_of(self, transfer_id: str) -> str | None:
+        transfer = self._legs.get(transfer_id) or self._quarantines.get(transfer_id)
+        return transfer.peer_address if transfer is not None else None
+
+    def _on_answer(self, message: KvDelivered | KvFailed | KvReleased) -> None:
         match message:
             case KvDelivered():
                 self._on_delivered(message)
@@ -209,7 +233,7 @@ class DecodeRole:
             case KvReleased(transfer_id=transfer_id):
                 self._release(transfer_id)
             case _:
-                log.warning("unexpected message type=%s", type(message).__name__)
+                assert_never(message)
 
     def _on_delivered(self, message: KvDelivered) -> None:
         leg = self._legs.get(message.transfer_id)
@@ -217,17 +241,24 @@ class DecodeRole:
             # It crossed with our cancel: all is written, so nothing more can arrive.
             self._release(message.transfer_id)
             return
-        if message.num_blocks != leg.num_reserved_blocks:
-            reason = (
-                f"the prefill worker delivered {message.num_blocks} blocks of "
-                f"{leg.num_reserved_blocks}"
-            )
-            self._cancel(leg, failed(reason, 500))
+        problem = self._problem_of(message, leg)
+        if problem is not None:
+            self._cancel(leg, failed(f"the prefill worker delivered {problem}", 500))
             return
         del self._legs[leg.transfer_id]
         self._close_windows(leg.transfer_id)
         leg.sequence.num_cached_tokens = message.num_cached_tokens
         self._core.adopt(leg.sequence, message.token_id, message.logprob)
+
+    def _problem_of(self, message: KvDelivered, leg: _Leg) -> str | None:
+        """Why the sequence cannot go on from this, None if it can."""
+        if message.num_blocks != leg.num_reserved_blocks:
+            return f"{message.num_blocks} blocks of {leg.num_reserved_blocks}"
+        if message.token_id >= self._core.vocab_size:
+            return f"token {message.token_id}, beyond the vocabulary of {self._core.vocab_size}"
+        if (message.logprob is None) != (leg.sequence.request.sampling.num_top_logprobs is None):
+            return "no logprob, or one that nobody asked for: the legs differ in what they ask"
+        return None
 
     def _cancel(self, leg: _Leg, finish: Finish) -> None:
         """End a leg from this side."""
@@ -242,19 +273,21 @@ class DecodeRole:
         if leg.state is LegState.RESERVED:
             self._close_windows(leg.transfer_id)
             holder = f"quarantine:{leg.transfer_id}"
-            self._core.pool.rename(leg.sequence.request_id, holder)
+            self._core.pool.rename(leg.sequence.holder, holder)
             self._quarantines[leg.transfer_id] = _Quarantine(holder, leg.peer_address)
         self._core.end(leg.sequence, finish)
 
     def _on_peer_lost(self, key: str, reason: str) -> None:
+        self._acknowledge_loss(key)
         for leg in list(self._legs.values()):
             if leg.peer_address == key:
                 message = f"the prefill worker at {key} is gone ({reason}) while {leg.state.value}"
                 self._end(leg, failed(message, 503))
-
+        writer_ids = self._writer_ids.pop(key, frozenset())
         for quarantine in self._quarantines.values():
             if quarantine.peer_address == key:
                 quarantine.is_peer_lost = True
+                quarantine.writer_ids |= writer_ids
 
     def _ask_again(self, key: str) -> None:
         """A lost prefill engine is back (it was hung or cut off): have it confirm what it could not
@@ -266,10 +299,8 @@ class DecodeRole:
     def _cannot_be_written(self, quarantine: _Quarantine) -> bool:
         if not quarantine.is_peer_lost:
             return False  # it will answer our cancel
-        writer_ids = self._writer_ids.get(quarantine.peer_address, frozenset())
-        # Without a hello it never learned where the blocks are.
         return all(
-            transport.can_fence or not (writer_ids & transport.live_writers())
+            transport.can_fence or not (quarantine.writer_ids & transport.live_writers())
             for transport in self._transports
         )
 

@@ -66,10 +66,11 @@ class EngineLoop:
 
     def turn(self) -> None:
         """One round without waiting."""
-        for message in self._api.take():
-            self._on_message(message)
+        # Peers first: what is submitted now must not fail for a loss that is known already.
         while self._events:
             self._role.on_event(self._events.popleft())
+        for message in self._api.take():
+            self._on_message(message)
         self._role.tick(self._clock.now_s())
         if self._core.has_work:
             self._made_progress = self._core.step()

@@ -39,6 +39,8 @@ from baton.transfer.protocol import Copy, Peer, Ticket, TicketState, merge_adjac
 
 log = logging.getLogger("baton.disagg.prefill")
 
+_MAX_PARKED = 8192
+"""Reservations that may wait for their request; more than decode workers ever have under way."""
 _REMEMBER_S = 10.0
 """How much later than its request's end a reservation may come and still be told why."""
 
@@ -78,11 +80,17 @@ class _Leg:
     reservation: _Reservation | None = None
     num_posted_blocks: int = 0
     tickets: list[Ticket] = field(default_factory=list)
-    last_message: HandoverMessage | None = None
+    last_word: tuple[str, HandoverMessage] | None = None
+    """Whom to tell, and what, when no write is pending any more."""
 
     def move_to(self, state: LegState) -> None:
         assert state in _LEGAL[self.state], f"{self.sequence.request_id}: {self.state} -> {state}"
         self.state = state
+
+    @property
+    def transfer_id(self) -> str | None:
+        """None before decode has reserved."""
+        return self.reservation.message.transfer_id if self.reservation is not None else None
 
     @property
     def has_pending_writes(self) -> bool:
@@ -137,7 +145,7 @@ class PrefillRole:
             return
         sequence = self._core.accept(request)
         if sequence is None:
-            self._decline_parked(pair, "the prefill worker refused the request", 400)
+            self._give_up(pair, failed("the prefill worker refused the request", 400))
             return
         self._given_up.pop(pair, None)
         deadline_s = self._clock.now_s() + self._config.bootstrap_timeout_s
@@ -151,8 +159,7 @@ class PrefillRole:
         if leg is None:
             self._local.abort(request_id, reason)
             return
-        told = KvFailed(transfer_id=_transfer_id(leg), reason=f"prefill: {reason}", status=499)
-        self._end(leg, aborted(reason), told)
+        self._end(leg, aborted(reason))
 
     def on_event(self, event: PeerEvent) -> None:
         match event:
@@ -175,7 +182,7 @@ class PrefillRole:
         for pair, parked in list(self._parked.items()):
             if now_s >= parked.deadline_s:
                 reason = f"no request for bootstrap_room {pair[0]} reached the prefill worker"
-                self._decline_parked(pair, f"{reason} within its bootstrap timeout", 504)
+                self._give_up(pair, failed(f"{reason} within its bootstrap timeout", 504))
 
     def _forget_old(self, now_s: float) -> None:
         while self._given_up:
@@ -198,30 +205,32 @@ class PrefillRole:
         deadline_s = self._clock.now_s() + self._config.bootstrap_timeout_s
         reservation = _Reservation(message, key, deadline_s)
         leg, given_up = self._legs.get(pair), self._given_up.pop(pair, None)
+        known = leg.reservation if leg is not None else self._parked.get(pair)
         if given_up is not None:
-            finish = given_up.finish
-            told = KvFailed(
-                transfer_id=message.transfer_id, reason=finish.message, status=finish.status
-            )
-            self._reply(reservation, told)
-        elif leg is None and pair not in self._parked:
-            self._parked[pair] = reservation
-        elif leg is not None and leg.state is LegState.AWAITING_RESERVATION:
+            self._decline(reservation, given_up.finish)
+        elif known is not None:
+            if known.message.transfer_id != message.transfer_id:  # else it is said twice
+                reason = f"bootstrap_room {pair[0]} is already reserved by another decode request"
+                self._decline(reservation, failed(reason, 400))
+        elif leg is not None:
             self._start(leg, reservation)
+        elif len(self._parked) >= _MAX_PARKED:
+            reason = f"{_MAX_PARKED} reservations wait for their requests at the prefill worker"
+            self._decline(reservation, failed(reason, 503))
         else:
-            reason = f"bootstrap_room {pair[0]} is already reserved by another decode request"
-            self._reply(
-                reservation, KvFailed(transfer_id=message.transfer_id, reason=reason, status=400)
-            )
+            self._parked[pair] = reservation
 
     def _on_cancel(self, key: str, transfer_id: str, reason: str) -> None:
         released = KvReleased(transfer_id=transfer_id)
         for leg in [*self._legs.values(), *self._draining]:
-            if leg.reservation is not None and _transfer_id(leg) == transfer_id:
-                if leg.state is LegState.DRAINING:
-                    leg.last_message = released
-                else:
-                    self._end(leg, aborted(f"the decode worker cancelled: {reason}"), released)
+            if leg.transfer_id == transfer_id:
+                if leg.state is not LegState.DRAINING:
+                    finish = aborted(f"the decode worker cancelled: {reason}")
+                    self._end(leg, finish, is_told=False)
+                # To the connection that asked: the first one may have been lost meanwhile.
+                leg.last_word = (key, released) if leg.has_pending_writes else None
+                if leg.last_word is None:
+                    self._send(key, released)
                 return
         self._parked = {
             pair: parked
@@ -236,8 +245,7 @@ class PrefillRole:
         error = self._mismatch(leg.sequence, reservation.message)
         leg.move_to(LegState.COMPUTING)
         if error is not None:
-            told = KvFailed(transfer_id=_transfer_id(leg), reason=error, status=500)
-            self._end(leg, failed(error, 500), told)
+            self._end(leg, failed(error, 500))
             return
         self._peers.connect(reservation.peer_key, reservation.message.regions)
         leg.num_posted_blocks = reservation.message.num_cached_blocks
@@ -294,24 +302,19 @@ class PrefillRole:
     def _advance(self, leg: _Leg, now_s: float) -> None:
         if leg.state is LegState.AWAITING_RESERVATION:
             if now_s >= leg.deadline_s:
-                self._end(
-                    leg,
-                    failed(
-                        f"no decode worker reserved room for bootstrap_room {leg.pair[0]} within "
-                        f"{self._config.bootstrap_timeout_s:g} s "
-                        "(SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT)",
-                        504,
-                    ),
-                    None,
+                reason = (
+                    f"no decode worker reserved room for bootstrap_room {leg.pair[0]} within "
+                    f"{self._config.bootstrap_timeout_s:g} s "
+                    "(SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT)"
                 )
+                self._end(leg, failed(reason, 504))
             return
         self._post_finished_blocks(leg)
         states = {ticket.state for ticket in leg.tickets}
         if TicketState.FAILED in states or TicketState.CANCELLED in states:
             errors = [t.error for t in leg.tickets if t.error] or ["the write was cancelled"]
             reason = f"writing KV to the decode worker failed: {errors[0]}"
-            told = KvFailed(transfer_id=_transfer_id(leg), reason=reason, status=503)
-            self._end(leg, failed(reason, 503), told)
+            self._end(leg, failed(reason, 503))
         elif self._is_written(leg, states):
             self._deliver(leg)
 
@@ -326,8 +329,8 @@ class PrefillRole:
         output, reservation = leg.sequence.held_output, leg.reservation
         assert output is not None
         assert reservation is not None
-        self._reply(
-            reservation,
+        self._send(
+            reservation.peer_key,
             KvDelivered(
                 transfer_id=reservation.message.transfer_id,
                 token_id=output.token_ids[0],
@@ -339,18 +342,19 @@ class PrefillRole:
         del self._legs[leg.pair]
         self._core.finish_delivered(leg.sequence)
 
-    def _end(self, leg: _Leg, finish: Finish, told: HandoverMessage | None) -> None:
+    def _end(self, leg: _Leg, finish: Finish, *, is_told: bool = True) -> None:
         """End a leg without delivery. Its client hears at once; its blocks and the decode side when
         no write is pending any more."""
         del self._legs[leg.pair]
-        leg.last_message = told
         if leg.reservation is None:
-            self._given_up[leg.pair] = _GivenUp(finish, self._clock.now_s() + _REMEMBER_S)
+            self._give_up(leg.pair, finish)
+        elif is_told:
+            leg.last_word = (leg.reservation.peer_key, _failure(leg.reservation, finish))
         peer = self._peer_of(leg) if leg.reservation is not None else None
         for ticket in leg.tickets:
             if peer is not None and ticket.state is TicketState.PENDING:
                 peer.cancel(ticket)
-        self._core.pool.rename(leg.sequence.request_id, _drain_holder(leg))
+        self._core.pool.rename(leg.sequence.holder, _drain_holder(leg))
         self._core.end(leg.sequence, finish)
         if leg.has_pending_writes:
             leg.move_to(LegState.DRAINING)
@@ -360,31 +364,32 @@ class PrefillRole:
 
     def _release(self, leg: _Leg) -> None:
         self._core.pool.release(_drain_holder(leg))
-        if leg.reservation is not None and leg.last_message is not None:
-            self._reply(leg.reservation, leg.last_message)
+        if leg.last_word is not None:
+            self._send(*leg.last_word)
 
     def _on_peer_lost(self, key: str, reason: str) -> None:
         self._parked = {p: parked for p, parked in self._parked.items() if parked.peer_key != key}
         self._fail_legs_of(key, f"the decode worker is gone ({reason})")
         for leg in self._draining:
-            if leg.reservation is not None and leg.reservation.peer_key == key:
-                leg.last_message = None
+            if leg.last_word is not None and leg.last_word[0] == key:
+                leg.last_word = None
         self._peers.drop(key)
 
     def _fail_legs_of(self, key: str, reason: str) -> None:
         for leg in list(self._legs.values()):
             if leg.reservation is not None and leg.reservation.peer_key == key:
-                told = KvFailed(transfer_id=_transfer_id(leg), reason=reason, status=503)
-                self._end(leg, failed(reason, 503), told)
+                self._end(leg, failed(reason, 503))
 
-    def _decline_parked(self, pair: Pair, reason: str, status: int) -> None:
+    def _give_up(self, pair: Pair, finish: Finish) -> None:
+        """There will be no leg for this pair: tell decode's reservation, now or when it comes."""
         parked = self._parked.pop(pair, None)
         if parked is not None:
-            transfer_id = parked.message.transfer_id
-            self._reply(parked, KvFailed(transfer_id=transfer_id, reason=reason, status=status))
+            self._decline(parked, finish)
+        else:
+            self._given_up[pair] = _GivenUp(finish, self._clock.now_s() + _REMEMBER_S)
 
-    def _reply(self, reservation: _Reservation, message: HandoverMessage) -> None:
-        self._send(reservation.peer_key, message)
+    def _decline(self, reservation: _Reservation, finish: Finish) -> None:
+        self._send(reservation.peer_key, _failure(reservation, finish))
 
     def _peer_of(self, leg: _Leg) -> Peer | None:
         assert leg.reservation is not None
@@ -395,9 +400,14 @@ class PrefillRole:
         return next((leg for leg in legs if leg.sequence.request_id == request_id), None)
 
 
-def _transfer_id(leg: _Leg) -> str:
-    return leg.reservation.message.transfer_id if leg.reservation is not None else ""
+def _failure(reservation: _Reservation, finish: Finish) -> KvFailed:
+    return KvFailed(
+        transfer_id=reservation.message.transfer_id,
+        reason=f"prefill: {finish.message}",
+        status=finish.status,
+    )
 
 
 def _drain_holder(leg: _Leg) -> str:
-    return f"draining:{leg.sequence.request_id}"
+    # With its number: the same request id may come again, and fail again, before this one is over.
+    return f"draining:{leg.sequence.order}:{leg.sequence.request_id}"

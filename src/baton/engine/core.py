@@ -1,8 +1,8 @@
 """The engine of one rank: requests in, one step at a time, tokens out.
 
-Invariant: every sequence that `accept` takes in leaves by `_finish`, which releases its blocks, with
-its one terminal output; a prefill leg is held when its prompt is computed and then leaves by
-`finish_delivered` or `end`. Hand-over roles (disagg/) drive those; this module knows no peer.
+Invariant: every sequence that `accept` takes in leaves by `_finish`, with its one terminal output
+and its blocks released. A prefill leg is held when its prompt is computed, until its role calls
+`finish_delivered` or `end`; roles (disagg/) drive hand-overs, this module knows no peer.
 Elsewhere: who runs (scheduler.py), the forward pass (runner.py), the process around it (launch/).
 """
 
@@ -22,6 +22,10 @@ from baton.engine.scheduler import Scheduler
 from baton.engine.sequence import Sequence, SequenceState
 from baton.kvcache.block_pool import BlockPool
 from baton.messages.engine import BlockLedger, TokenLogprob, TokenOutput
+
+MAX_PROMPT_LOGPROBS = 2**21
+"""Entries for one prompt. They cross to the api process in one frame (ipc/framing.py), where each
+takes up to 14 bytes."""
 
 
 @dataclass
@@ -197,6 +201,7 @@ class EngineCore:
                 param="max_new_tokens",
                 code="context_length_exceeded",
             )
+        self._check_prompt_logprobs(request)
         pool_tokens = self.pool.num_blocks * self.block_size
         if num_total > pool_tokens:
             raise RequestError(
@@ -204,6 +209,19 @@ class EngineCore:
                 f"{pool_tokens}; shorten it or raise --max-total-tokens",
                 param="max_new_tokens",
                 code="kv_pool_exceeded",
+            )
+
+    def _check_prompt_logprobs(self, request: EngineRequest) -> None:
+        if request.prompt_logprobs_start is None:
+            return
+        num_positions = len(request.prompt_token_ids) - request.prompt_logprobs_start
+        num_entries = num_positions * (1 + (request.sampling.num_top_logprobs or 0))
+        if num_entries > MAX_PROMPT_LOGPROBS:
+            raise RequestError(
+                f"the prompt asks for {num_entries} logprobs of its tokens; at most "
+                f"{MAX_PROMPT_LOGPROBS} fit one answer: ask for fewer top logprobs or from a "
+                "later position",
+                param="logprob_start_len",
             )
 
     def _seal(self, sequence: Sequence) -> None:
@@ -280,7 +298,7 @@ class EngineCore:
         sequence.move_to(SequenceState.FINISHED)
         del self._sequences[sequence.request_id]
         self._prompt_logprobs.pop(sequence.request_id, None)
-        self.pool.release(sequence.request_id)
+        self.pool.release(sequence.holder)
         self.counters.finished[finish.reason.value] += 1
         if emit:
             self._outputs.append(TokenOutput(request_id=sequence.request_id, finish=finish))

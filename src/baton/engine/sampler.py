@@ -15,6 +15,10 @@ from baton.core.sampling import SamplingParams
 from baton.messages.engine import TokenLogprob
 
 Logits = npt.NDArray[np.float32]  # V
+Weights = npt.NDArray[np.float64]
+TokenIds = npt.NDArray[np.intp]
+
+_NUCLEUS_GUESSES = (128, 2048)
 
 
 def choose_token(
@@ -48,8 +52,7 @@ def token_logprob(logits: Logits, token_id: int, num_top: int) -> TokenLogprob:
     logprobs = _log_softmax(logits)
     top: list[tuple[int, float]] = []
     if num_top > 0:
-        best = np.argsort(-logprobs, kind="stable")[:num_top]
-        top = [(int(index), float(logprobs[index])) for index in best]
+        top = [(int(index), float(logprobs[index])) for index in _best(logprobs, num_top)]
     return TokenLogprob(token_id=token_id, logprob=float(logprobs[token_id]), top=top)
 
 
@@ -82,23 +85,55 @@ def _adjust(
 
 
 def _draw(logits: Logits, params: SamplingParams, uniform: float) -> int:
-    """Invert the cumulative distribution at `uniform`, over tokens sorted best first."""
+    """Invert the cumulative distribution at `uniform`, over the tokens that the filters keep."""
     scaled = logits.astype(np.float64) / params.temperature
-    order = np.argsort(-scaled, kind="stable")
+    weights = np.exp(scaled - scaled.max())
+    kept = _kept(weights, params)
+    cumulative = np.cumsum(weights[kept])
+    total = cumulative[-1]
+    index = int(np.searchsorted(cumulative, uniform * total, side="right"))
+    # Where rounding takes the product to the total itself: the last token that has any weight.
+    last = int(np.searchsorted(cumulative, total))
+    return int(kept[min(index, last)])
+
+
+def _kept(weights: Weights, params: SamplingParams) -> TokenIds:
+    """Tokens left by top_k, top_p and min_p. `weights` are relative to the best token's."""
+    kept: TokenIds = np.arange(len(weights))
     if params.top_k > 0:
-        order = order[: params.top_k]
-    weights = np.exp(scaled[order] - scaled[order[0]])
-    keep = len(order)
-    if params.top_p < 1.0:
-        cumulative = np.cumsum(weights)
-        # The smallest set whose mass reaches top_p: everything up to and including the crossing.
-        keep = int(np.searchsorted(cumulative, params.top_p * cumulative[-1])) + 1
+        kept = _best(weights, params.top_k)
+        if params.top_p < 1.0:
+            kept = kept[: _num_reaching(weights[kept], params.top_p * weights[kept].sum())]
+    elif params.top_p < 1.0:
+        kept = _nucleus(weights, params.top_p * weights.sum())
     if params.min_p > 0.0:
-        # Weights are relative to the best token's, so the threshold is min_p itself.
-        keep = min(keep, int(np.searchsorted(-weights, -params.min_p, side="right")))
-    cumulative = np.cumsum(weights[: max(keep, 1)])
-    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return int(order[min(index, len(cumulative) - 1)])
+        kept = kept[weights[kept] >= params.min_p]
+    return kept
+
+
+def _nucleus(weights: Weights, mass: float) -> TokenIds:
+    """The smallest set of best tokens whose weights reach `mass`. It is small nearly always, and
+    sorting a whole vocabulary takes longer than a small model's step."""
+    for count in (*_NUCLEUS_GUESSES, len(weights)):
+        best = _best(weights, count)
+        num_kept = _num_reaching(weights[best], mass)
+        if num_kept <= len(best):
+            return best[:num_kept]
+    return best
+
+
+def _num_reaching(weights: Weights, mass: float) -> int:
+    """How many from the front make up `mass`; more than there are if all of them do not."""
+    return int(np.searchsorted(np.cumsum(weights), mass)) + 1
+
+
+def _best(values: Weights, count: int) -> TokenIds:
+    """Indices of the `count` largest, best first; of equals the lower index goes first."""
+    candidates: TokenIds = np.arange(len(values))
+    if count < len(values):
+        candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    order = np.argsort(-values[candidates], kind="stable")
+    return candidates[order[:count]]
 
 
 def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:

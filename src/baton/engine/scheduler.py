@@ -32,7 +32,7 @@ class StepPlan:
 
 
 class Scheduler:
-    """Queues of one engine. The pool's holders are request ids."""
+    """Queues of one engine. Sequences hold blocks under their `holder` name."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Scheduler:
         """Make room for the last token; False when the sequence itself had to give way."""
         missing = self._num_blocks_for(sequence.num_tokens) - len(sequence.block_ids)
         while missing > 0:
-            blocks = self._pool.allocate(sequence.request_id, missing)
+            blocks = self._pool.allocate(sequence.holder, missing)
             if blocks is not None:
                 sequence.block_ids.extend(blocks)
                 return True
@@ -134,7 +134,7 @@ class Scheduler:
         # The victim is last in line, so it has not been given a span in this plan unless it stands
         # before the sequence that needs room, which the order of the walk rules out.
         assert all(span.sequence is not victim for span in plan.spans)
-        self._pool.release(victim.request_id)
+        self._pool.release(victim.holder)
         victim.forget_blocks()
         victim.move_to(SequenceState.WAITING)
         insort(self._waiting, victim, key=_rank)
@@ -146,12 +146,12 @@ class Scheduler:
         hits = self._pool.lookup(sequence.hashes(self._block_size)[:reusable])
         num_new = self._num_blocks_for(sequence.num_tokens) - len(hits)
         # Held before allocating, so that making room cannot evict the very blocks that were hit.
-        self._pool.share(sequence.request_id, hits)
+        self._pool.share(sequence.holder, hits)
         blocks = None
         if self._pool.num_available >= num_new + len(self._running) or not self._running:
-            blocks = self._pool.allocate(sequence.request_id, num_new)
+            blocks = self._pool.allocate(sequence.holder, num_new)
         if blocks is None:
-            self._pool.release(sequence.request_id)
+            self._pool.release(sequence.holder)
             return False
         sequence.block_ids = [*hits, *blocks]
         sequence.num_computed_tokens = len(hits) * self._block_size

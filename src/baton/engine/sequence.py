@@ -54,6 +54,12 @@ class Sequence:
         return self.request.request_id
 
     @property
+    def holder(self) -> str:
+        """Its name in the block ledger. Clients choose request ids, so those are marked: none can
+        pose as one of the ledger's other holders."""
+        return f"request:{self.request.request_id}"
+
+    @property
     def is_prefill_leg(self) -> bool:
         """Computed here, continued by a decode worker."""
         handover = self.request.handover

@@ -168,7 +168,9 @@ class EngineProcessClient(asyncio.Protocol):
             case EngineReady():
                 self._ready.set_result(message)
             case FlushCacheDone(call_id=call_id, num_blocks_freed=num_freed):
-                self._flushes.pop(call_id).set_result(num_freed)
+                future = self._flushes.pop(call_id)
+                if not future.done():  # cancelled: its client did not wait for the answer
+                    future.set_result(num_freed)
             case EngineFailed(message=reason):
                 self._die(reason)
 
@@ -186,7 +188,8 @@ class EngineProcessClient(asyncio.Protocol):
             self._ready.set_exception(EngineDead(self._death))
             self._ready.exception()  # retrieved: nobody may be waiting for it
         for future in self._flushes.values():
-            future.set_exception(EngineDead(self._death))
+            if not future.done():
+                future.set_exception(EngineDead(self._death))
         self._flushes.clear()
         for request_id, queue in self._streams.items():
             if queue is not None:

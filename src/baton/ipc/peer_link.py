@@ -6,7 +6,9 @@ sent; inbound ones by a key that is never used again.
 
 Invariants: a peer's events come in the order PeerConnected, PeerMessage..., PeerLost; PeerLost
 comes once per connection (and once per failed attempt to connect), and says that messages sent
-since the connection began may not have arrived. After `close` nothing is reported.
+since the connection began may not have arrived. To an address whose loss is not acknowledged
+nothing is sent: otherwise a message sent just before its PeerLost is read would go out on a new
+connection, and be taken for lost. After `close` nothing is reported.
 Elsewhere: one connection (peer_connection.py), what the messages mean (disagg/).
 """
 
@@ -95,6 +97,7 @@ class PeerLink:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._connections: dict[str, PeerConnection] = {}
+        self._unacknowledged: set[str] = set()
         self._all_ended = asyncio.Event()
         self._attempts: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
@@ -102,9 +105,9 @@ class PeerLink:
         self._thread.start()
 
     def send(self, peer_key: str, message: HandoverMessage) -> None:
-        """Queue a message. To an address without a connection it connects first; to an inbound
-        peer that is gone it is dropped (its PeerLost is on the way). Raises FrameError if the
-        message is larger than a frame may be."""
+        """Queue a message. To an address without a connection it connects first; to a peer that
+        is gone it is dropped (its PeerLost is on the way). Raises FrameError if the message is
+        larger than a frame may be."""
         payload = self._codec.encode(message)
         if len(payload) > MAX_FRAME_BYTES:
             raise FrameError(f"a message of {len(payload)} bytes is above {MAX_FRAME_BYTES}")
@@ -112,6 +115,12 @@ class PeerLink:
         with self._lock:
             if not self._is_closed:
                 self._loop.call_soon_threadsafe(self._send, peer_key, packed)
+
+    def acknowledge_loss(self, address: str) -> None:
+        """The PeerLost of this address has been read: what is sent from now on connects again."""
+        with self._lock:
+            if not self._is_closed:
+                self._loop.call_soon_threadsafe(self._unacknowledged.discard, address)
 
     def close(self) -> None:
         """Send what is queued (for half a second at most), close everything, end the thread.
@@ -151,6 +160,8 @@ class PeerLink:
             self._count_bad(f"{connection.key}: {detail}")
         # A stranger who never said hello is nobody's peer.
         if connection.is_greeted or connection.is_outbound:
+            if connection.is_outbound:
+                self._unacknowledged.add(connection.key)
             self._report(PeerLost(connection.key, reason, detail))
 
     def _run(self) -> None:
@@ -192,7 +203,8 @@ class PeerLink:
     def _send(self, key: str, packed: bytes) -> None:
         connection = self._connections.get(key)
         if connection is None:
-            if "#" in key:  # an inbound peer that is gone
+            is_inbound = "#" in key
+            if is_inbound or key in self._unacknowledged:
                 return
             connection = self._connections[key] = self._new_connection(key)
             attempt = self._loop.create_task(self._connect(connection))

@@ -19,7 +19,7 @@ import psutil
 import torch
 
 from baton.checkpoint import read_model_card
-from baton.core.clock import MonotonicClock
+from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import BatonError, ConfigError
 from baton.core.model_card import ModelCard
 from baton.disagg.decode import DecodeRole
@@ -97,7 +97,7 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
     events: deque[PeerEvent] = deque()
     transports = _transports(spec, segment)
     link = _link(spec, engine_id, transports, events, api)
-    role = _role(spec, core, layout, transports, link, engine_id, api)
+    role = _role(spec, core, layout, transports, link, engine_id, api, clock)
     loop = EngineLoop(core, role, api, events, transports, clock)
     api.send(loop.stats())
     api.send(
@@ -200,14 +200,23 @@ def _role(
     link: PeerLink | None,
     engine_id: str,
     api: EngineSocket,
+    clock: Clock,
 ) -> EngineRole:
-    clock = MonotonicClock()
     if link is None:
         return UnifiedRole(core)
     if spec.role == "prefill":
         peers = DecodePeers(transports, api.wake)
         return PrefillRole(core, layout, peers, link.send, spec.disagg, clock)
-    return DecodeRole(core, layout, transports, link.send, engine_id, spec.disagg, clock)
+    return DecodeRole(
+        core,
+        layout,
+        transports,
+        link.send,
+        link.acknowledge_loss,
+        engine_id,
+        spec.disagg,
+        clock,
+    )
 
 
 if __name__ == "__main__":

@@ -43,12 +43,19 @@ def check_port_is_free(host: str, port: int) -> int:
 
 def _reason(error: OSError) -> str:
     """The system's own words; `create_server` adds the address, which the flags have told."""
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    if _is_unknown_name(error):
+        return "there is no host of that name"
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _mend(error: OSError, port: int) -> str:
-    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+    if _is_unknown_name(error) or error.errno == errno.EADDRNOTAVAIL:
         return "give --host an address of this machine, such as 127.0.0.1 or 0.0.0.0"
     if error.errno == errno.EACCES:
         return "ports below 1024 need rights that this user lacks; try --port 8000"
     return f"try --port {port + 1 if 0 < port < 65535 else 8000}, or 0 for any free port"
+
+
+def _is_unknown_name(error: OSError) -> bool:
+    """Resolving fails with negative numbers (<netdb.h>), which `create_server` passes on."""
+    return error.errno is not None and error.errno < 0

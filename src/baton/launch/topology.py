@@ -21,6 +21,7 @@ prefill gets next to nothing (docs/experiments.md). So a decode worker gets its 
 and prefill may use them all."""
 
 _LOOPBACK = "127.0.0.1"
+DEFAULT_WORKERS = "1p1d"
 _WORKERS_FORM = re.compile(r"(\d+)p(\d+)d")
 
 
@@ -29,7 +30,7 @@ class ServeConfig:
     """How many workers of which role, and where the router listens."""
 
     workers: str = field(
-        default="1p1d",
+        default=DEFAULT_WORKERS,
         metadata={"help": "prefill and decode workers, such as 2p1d", "metavar": "NpMd"},
     )
     unified: int | None = field(
@@ -59,6 +60,11 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         num_prefill, num_decode = self.num_pairs
+        if self.unified is not None and self.workers != DEFAULT_WORKERS:
+            raise ConfigError(
+                f"--unified {self.unified} and --workers {self.workers} are two different trees; "
+                "leave one of them out"
+            )
         if self.unified is None and (num_prefill == 0 or num_decode == 0):
             raise ConfigError(
                 f"--workers {self.workers} lacks a role, so no request could finish; "

@@ -63,7 +63,7 @@ class KvFailed(_Message, frozen=True, kw_only=True):
     """The prefill leg ended without delivering. `status` is an HTTP status for the client."""
 
     reason: str
-    status: int
+    status: Annotated[int, msgspec.Meta(ge=400, le=599)]
 
 
 class KvReleased(_Message, frozen=True, kw_only=True):

@@ -59,7 +59,13 @@ def make_router_app(config: RouterConfig, clock: Clock | None = None) -> web.App
                 await fleet.close()
 
     app.cleanup_ctx.append(living)
+    app.on_response_prepare.append(_sign)
     return app
+
+
+async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
+    """Not the versions of Python and aiohttp, which are nobody's business."""
+    response.headers["Server"] = "baton"
 
 
 def _add_routes(app: web.Application, generation: GenerationHandlers, admin: AdminHandlers) -> None:

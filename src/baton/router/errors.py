@@ -21,6 +21,8 @@ from baton.router.config import WorkerRole
 from baton.router.workers import Worker
 
 RETRY_AFTER_S = 1
+CLIENT_GONE_STATUS = 499
+"""nginx's: the client left, or had its request aborted."""
 _MAX_SAID_CHARS = 300
 
 
@@ -176,8 +178,12 @@ def stage_of(role: WorkerRole) -> str:
     return "worker" if role is WorkerRole.REGULAR else role.value
 
 
+class _Said(msgspec.Struct):
+    message: str
+
+
 class _Rejection(msgspec.Struct):
-    error: ErrorBody
+    error: _Said
 
 
 _decode_rejection = msgspec.json.Decoder(_Rejection).decode

@@ -16,6 +16,7 @@ from baton.core.clock import Clock
 from baton.core.request import is_sane_request_id
 from baton.router import sse
 from baton.router.errors import (
+    CLIENT_GONE_STATUS,
     Expired,
     LegBroken,
     LegRejected,
@@ -24,13 +25,12 @@ from baton.router.errors import (
     request_expired,
     router_stopping,
 )
-from baton.router.legs import Answer, StreamAnswer, Wire
+from baton.router.legs import Answer, StreamAnswer, Wire, rejection_in
 from baton.router.logprobs import PromptLogprobs
 from baton.router.metrics import RouterMetrics
 from baton.router.requests import Generation
 
 REQUEST_ID = "X-Request-ID"
-CLIENT_GONE_STATUS = 499
 
 _FORWARDED = frozenset(
     ("authorization", "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
@@ -148,15 +148,20 @@ class Exchange:
         await stream.prepare(self._request)
         self._stream = stream
         cutter, chunk = sse.EventCutter(), answer.first
+        rejection: LegRejected | None = None
         while chunk:
             events = cutter.feed(chunk)
             if events:
+                rejection = rejection or rejection_in(answer.worker, events)
                 await stream.write(events if merge is None else merge.into_events(events))
             chunk = await answer.next_chunk()
         if not cutter.is_done:
             raise self._wire.failed(LegBroken(answer.worker, "its stream ended without [DONE]"))
         await stream.write_eof()
         self.status = answer.status
+        if rejection is not None:  # the client has read it; the log and the counters have not
+            self._wire.failed(rejection)
+            self.status, self.reason = rejection.status, rejection.problem.message
         return stream
 
     def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from baton.core.request import MAX_BOOTSTRAP_ROOM
 from baton.obs.logs import EventLog
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
-from baton.router.health import HealthMonitor
+from baton.router.health import HealthMonitor, log_move
 from baton.router.metrics import RouterMetrics
 from baton.router.policies import choose
 from baton.router.workers import Worker, WorkerPool
@@ -136,7 +136,10 @@ class Fleet:
         )
         match failure:
             case LegRefused():
+                was_healthy = worker.is_healthy
                 self.pool.note_refusal(worker, failure.problem.message, self._clock.now_s())
+                if was_healthy:
+                    log_move(worker)
                 self._doubt(worker)
             case LegBroken():
                 self._doubt(worker)

@@ -12,8 +12,8 @@ from baton.core.errors import RequestError
 from baton.obs.logs import EventLog
 from baton.router.config import RouterConfig
 from baton.router.dispatch import Dispatcher
-from baton.router.errors import Problem, RouterFailure, router_stopping
-from baton.router.exchange import CLIENT_GONE_STATUS, Exchange, problem_response, request_id_of
+from baton.router.errors import CLIENT_GONE_STATUS, Problem, RouterFailure, router_stopping
+from baton.router.exchange import Exchange, problem_response, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.legs import Wire
 from baton.router.requests import Generation, parse_generation
@@ -56,9 +56,7 @@ class GenerationHandlers:
         metrics.inflight.inc()
         try:
             generation = parse_generation(route, await read_body(request))
-            response, status, reason = await self._serve(
-                request, generation, request_id, started_s
-            )
+            response, status, reason = await self._serve(request, generation, request_id, started_s)
             return response
         except RequestError as error:
             status, reason = error.status, error.message

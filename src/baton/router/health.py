@@ -100,7 +100,7 @@ class HealthMonitor:
             reason = f"GET /health: {reason_of(error)}"
             self._pool.note_failure(worker, reason, self._clock.now_s())
         if worker.health.phase is not phase:
-            _log_move(worker)
+            log_move(worker)
 
     async def _report_well(self, watch: _Watch) -> None:
         """Facts first: who is healthy is used at once, with the facts then known."""
@@ -167,7 +167,8 @@ class HealthMonitor:
             )
 
 
-def _log_move(worker: Worker) -> None:
+def log_move(worker: Worker) -> None:
+    """The one line about a worker that has become healthy or unhealthy."""
     if worker.health.phase is Phase.HEALTHY:
         _log.info("worker healthy", worker=worker.url, role=worker.role)
     else:

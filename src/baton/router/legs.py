@@ -6,6 +6,7 @@ Elsewhere: joining two legs (pair.py), writing the answer to the client (exchang
 """
 
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,13 @@ import aiohttp
 import msgspec
 
 from baton.router import sse
-from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected
+from baton.router.errors import (
+    CLIENT_GONE_STATUS,
+    LegBroken,
+    LegFailure,
+    LegRefused,
+    LegRejected,
+)
 from baton.router.workers import Worker
 
 BIG_BODY_BYTES = 2**20
@@ -175,7 +182,7 @@ class Wire:
         cutter, kept = sse.EventCutter(), bytearray()
         while chunk := await self.read_chunk(worker, response):
             events = cutter.feed(chunk)
-            rejection = _rejection_in(worker, events)
+            rejection = rejection_in(worker, events)
             if rejection is not None:
                 raise self.failed(rejection)
             if keep_body:
@@ -199,7 +206,8 @@ def _translated(worker: Worker, error: aiohttp.ClientError | OSError) -> LegFail
 def reason_of(error: BaseException) -> str:
     """One line for people; asyncio's own texts repeat the address, which we name already."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or str(error.os_error)
+        number = error.os_error.errno
+        return os.strerror(number) if number is not None and number > 0 else str(error.os_error)
     if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
         return "it closed the connection before the answer was complete"
     if isinstance(error, TimeoutError):
@@ -227,7 +235,8 @@ class _FinishReason(msgspec.Struct):
 _decode_streamed = msgspec.json.Decoder(_StreamedError).decode
 
 
-def _rejection_in(worker: Worker, events: bytes) -> LegRejected | None:
+def rejection_in(worker: Worker, events: bytes) -> LegRejected | None:
+    """The error that a worker tells inside a stream, whose status has already been sent."""
     if b'"error"' not in events and b'"abort"' not in events:
         return None
     for payload in sse.payloads(events):
@@ -237,13 +246,19 @@ def _rejection_in(worker: Worker, events: bytes) -> LegRejected | None:
             continue  # not one of the two shapes that tell of an error
         finish = said.meta_info.finish_reason if said.meta_info else None
         if said.error is not None:
-            code = said.error.get("code") if isinstance(said.error, dict) else None
-            return _rejected(worker, code, payload)
+            return _rejected(worker, _status_of(said.error), payload)
         if finish is not None and finish.type == "abort":
             message = finish.message or "the prefill worker aborted the request"
             body = msgspec.json.encode({"error": {"message": message, "type": "abort"}})
             return _rejected(worker, finish.status_code, body)
     return None
+
+
+def _status_of(error: dict[str, object] | str) -> object:
+    """SGLang's workers write the status as the code, Baton's write words for both."""
+    if isinstance(error, str):
+        return None
+    return CLIENT_GONE_STATUS if error.get("code") == "aborted" else error.get("code")
 
 
 def _rejected(worker: Worker, code: object, body: bytes) -> LegRejected:

@@ -120,6 +120,7 @@ class FakeWorker:
             "/server_info": lambda: {**self.info, "disaggregation_mode": self.role, "tp_size": 1},
             "/model_info": lambda: {"model_path": "/models/fake", "model_type": "qwen3"},
             "/v1/models": lambda: {"object": "list", "data": [{"id": "fake-model"}]},
+            "/v1/models/fake-model": lambda: {"id": "fake-model"},
             "/v1/loads": lambda: self.loads,
         }
 

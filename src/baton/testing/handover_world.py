@@ -187,6 +187,7 @@ class HandoverWorld:
         self._num_prefills = 0
         self._num_links = 0
         self._link: str | None = None  # prefill's key of the open connection
+        self._is_loss_unread = False
         self.transport = WorldTransport(self, can_fence)
         self.decode = Side(decode_blocks, block_size, chunk, self.clock)
         self.decode.role = DecodeRole(
@@ -194,6 +195,7 @@ class HandoverWorld:
             self.decode.layout,
             [self.transport],
             self._send_to_prefill,
+            self._acknowledge_loss,
             "decode-engine",
             CONFIG,
             self.clock,
@@ -241,6 +243,7 @@ class HandoverWorld:
         if self._link is None:
             return
         key, self._link = self._link, None
+        self._is_loss_unread = True
         _drop_messages(self.decode.inbox)
         _drop_messages(self.prefill.inbox)
         self.decode.inbox.append(PeerLost(key=PREFILL_ADDRESS, reason=reason))
@@ -281,7 +284,7 @@ class HandoverWorld:
     def _request_of(self) -> dict[str, list[str]]:
         role = self.decode.role
         assert isinstance(role, DecodeRole)
-        return {transfer: [request] for transfer, request in role.transfers().items()}
+        return {transfer: [f"request:{request}"] for transfer, request in role.transfers().items()}
 
     def _request(
         self, name: str, prompt: list[int], num_new: int, room: int, address: str
@@ -310,7 +313,8 @@ class HandoverWorld:
         return side
 
     def _send_to_prefill(self, address: str, message: HandoverMessage) -> None:
-        assert address == PREFILL_ADDRESS
+        if address != PREFILL_ADDRESS or self._is_loss_unread:
+            return  # gone, or not there at all
         if self._link is None:
             self._link = f"link-{self._num_links}"
             self._num_links += 1
@@ -319,6 +323,9 @@ class HandoverWorld:
             hello = EngineHello(engine_id=self._writer_id, writer_ids=[self._writer_id])
             self.decode.inbox.append(PeerConnected(key=PREFILL_ADDRESS, hello=hello))
         self.prefill.inbox.append(PeerMessage(key=self._link, message=message))
+
+    def _acknowledge_loss(self, address: str) -> None:
+        self._is_loss_unread &= address != PREFILL_ADDRESS
 
     def _send_to_decode(self, side: Side, key: str, message: HandoverMessage) -> None:
         if side is self.prefill and key == self._link:

@@ -5,6 +5,7 @@ number is ever reused under somebody who still polls it.
 Elsewhere: what the sockets speak (shm.py, tcp_receiver.py, tcp_peer.py).
 """
 
+import functools
 import heapq
 import itertools
 import logging
@@ -127,7 +128,7 @@ class IoLoop:
             handler.on_ready(mask)
         except Exception as error:
             _log.exception("a connection met a bug and is closed")
-            _run_guarded(lambda: handler.on_bug(error))
+            _run_guarded(functools.partial(handler.on_bug, error))
 
     def _run_calls(self) -> None:
         while True:

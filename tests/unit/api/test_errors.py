@@ -233,6 +233,13 @@ def test_bootstrap_failure_names_the_server() -> None:
     asyncio.run(scenario())
 
 
+def test_an_empty_body_is_called_empty() -> None:
+    for body in (b"", b" \n"):
+        status, error = refusal(CHAT, body)
+        assert (status, error["code"]) == (400, "invalid_json")
+        assert "the body is empty" in error["message"]
+
+
 def test_no_chat_template() -> None:
     async def scenario() -> None:
         async with serve_fake_worker(chat_template=None) as worker:
@@ -327,7 +334,9 @@ def test_failures_before_the_first_event_keep_their_status(
     ("path", "body"),
     [("/generate", {"text": "a"}), (CHAT, {"messages": HI}), (COMPLETIONS, {"prompt": "a"})],
 )
-def test_failures_in_mid_stream_end_it_with_an_error_event(path: str, body: Any) -> None:
+def test_failures_in_mid_stream_end_it_with_an_error_event(
+    path: str, body: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         finish = Finish(reason=FinishReason.ERROR, message="peer 'x' died\n", status=503)
         engine = FakeEngine(finish_with=finish, finish_after=2)
@@ -338,7 +347,10 @@ def test_failures_in_mid_stream_end_it_with_an_error_event(path: str, body: Any)
             assert error["message"] == "peer 'x' died\n"
             assert len(payloads) >= 3
 
+    caplog.set_level(logging.INFO, "baton.api")
     asyncio.run(scenario())
+    (line,) = [record for record in caplog.records if record.getMessage() == "stream failed"]
+    assert line.__dict__["baton_fields"]["request_id"]
 
 
 def test_one_failed_sample_ends_the_others() -> None:

@@ -99,6 +99,14 @@ def test_one_list_item_answers_a_list() -> None:
         assert [entry["text"] for entry in answer] == ["a"]
 
 
+def test_seed_minus_one_asks_for_any() -> None:
+    engine = FakeEngine()
+    for sampling in ({"seed": -1}, {"sampling_seed": -1}):
+        generate(engine, {"text": "a", "sampling_params": {**sampling, "max_new_tokens": 1}})
+    first, second = (request.sampling.seed for request in engine.requests)
+    assert first != second
+
+
 def test_scalar_rid_of_several_samples() -> None:
     engine = FakeEngine()
     body = {"text": "a", "rid": "r", "sampling_params": {"n": 2, "max_new_tokens": 1}}

@@ -45,6 +45,19 @@ def says(text: str) -> FakeEngine:
     return FakeEngine(tokens=[*text.encode(), EOS_ID])
 
 
+def test_null_content_beside_tool_calls_is_no_text() -> None:
+    engine = says("42")
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "six by seven"},
+    ]
+    post(engine, CHAT, messages=messages)
+    assert "six by seven" in prompt_text(engine)
+    assert "None" not in prompt_text(engine)
+
+
 def test_chat() -> None:
     engine = says("hello")
     answer = post(engine, CHAT, messages=HI, model="fake-model", user="u", metadata={"a": 1})

@@ -176,6 +176,28 @@ def test_prompt_logprobs_from_a_later_start_reuse_what_lies_before() -> None:
     assert [entry.token_id for entry in output.prompt_logprobs] == prompt[14:]
 
 
+def test_prompt_logprobs_come_once_after_a_preemption_amid_the_prompt() -> None:
+    core = make_core(num_blocks=12, chunked_prefill_size=3)
+    core.submit(request("grows", [1, 2, 3], 40))
+    for _ in range(2):
+        core.step()
+    prompt = list(range(30))
+    core.submit(request("asked", prompt, 1, prompt_logprobs_start=0))
+    outputs = run_dry(core)["asked"]
+    assert core.counters.preemptions > 0
+    assert outputs[0].prompt_logprobs is not None
+    assert [entry.token_id for entry in outputs[0].prompt_logprobs] == prompt
+
+
+def test_a_step_tells_whether_anything_could_run() -> None:
+    core = make_core(num_blocks=4)
+    core.pool.allocate("somebody else", 4)
+    core.submit(request("r", [1, 2, 3], 1))
+    assert not core.step()
+    core.pool.release("somebody else")
+    assert core.step()
+
+
 def test_stop_tokens_end_a_sequence() -> None:
     core = make_core()
     second = expected([5, 6], 2)[1]
@@ -221,6 +243,20 @@ def test_a_request_that_cannot_run_is_refused_once(bad: EngineRequest, named: st
     assert output.finish.status == 400
     assert named in output.finish.message
     assert not core.has_work
+
+
+def test_more_prompt_logprobs_than_one_answer_holds_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("baton.engine.core.MAX_PROMPT_LOGPROBS", 30)
+    sampling = SamplingParams(max_new_tokens=1, num_top_logprobs=2)
+    core = make_core()
+    core.submit(request("fits", [1] * 12, sampling=sampling, prompt_logprobs_start=2))
+    core.submit(request("too many", [1] * 12, sampling=sampling, prompt_logprobs_start=1))
+    (refused,) = core.take_outputs()
+    assert refused.request_id == "too many"
+    assert refused.finish is not None
+    assert "33 logprobs" in refused.finish.message
 
 
 def test_a_name_in_use_is_refused() -> None:

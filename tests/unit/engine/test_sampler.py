@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from baton.core.errors import RequestError
 from baton.core.sampling import SamplingParams
-from baton.engine.sampler import choose_token, token_logprob, uniform_at
+from baton.engine.sampler import _best, _nucleus, choose_token, token_logprob, uniform_at
 
 V = 50
 
@@ -23,6 +23,13 @@ def params(**fields: object) -> SamplingParams:
 def test_temperature_zero_takes_the_best() -> None:
     logits = logits_of(0)
     assert choose_token(logits, params(temperature=0.0), [1], []) == int(np.argmax(logits))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-40, 1e-7])
+def test_a_temperature_next_to_zero_takes_the_best(temperature: float) -> None:
+    logits = logits_of(0)
+    chosen = choose_token(logits, params(temperature=temperature, seed=3), [1], [])
+    assert chosen == int(np.argmax(logits))
 
 
 @given(seed=st.integers(0, 2**63 - 1), position=st.integers(0, 2**40))
@@ -63,6 +70,36 @@ def test_only_kept_tokens_are_drawn(
     top = probabilities[order[:top_k]]
     assert top[:rank].sum() / top.sum() < top_p + 1e-9
     assert rank == 0 or probabilities[chosen] >= min_p * probabilities[order[0]] - 1e-12
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40),
+    count=st.integers(1, 50),
+)
+def test_the_best_are_those_of_a_full_sort(values: list[float], count: int) -> None:
+    array = np.array(values)
+    assert list(_best(array, count)) == list(np.argsort(-array, kind="stable")[:count])
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999, 1.0 - 2**-53])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])
+def test_a_nucleus_is_that_of_a_full_sort(top_p: float, spread: float) -> None:
+    weights = np.exp(np.random.default_rng(1).normal(0, spread, 5000))
+    weights /= weights.max()
+    order = np.argsort(-weights, kind="stable")
+    wanted = int(np.searchsorted(np.cumsum(weights[order]), top_p * weights.sum())) + 1
+    kept = _nucleus(weights, top_p * weights.sum())
+    assert list(kept) == list(order[:wanted])
+
+
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.999}])
+def test_a_uniform_next_to_one_draws_no_barred_token(
+    filters: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.engine.sampler.uniform_at", lambda seed, position: 1.0)
+    logits = logits_of(5)
+    barred = params(min_new_tokens=1, stop_token_ids=(V - 1,), **filters)
+    assert choose_token(logits, barred, [1], []) != V - 1
 
 
 def test_bias_bars_and_forces() -> None:

@@ -153,6 +153,29 @@ def test_flush_answers_the_call() -> None:
     asyncio.run(scenario())
 
 
+def test_a_caller_of_flush_who_leaves_harms_nobody() -> None:
+    async def scenario() -> None:
+        pipe = Pipe()
+        client = await EngineProcessClient.connect(pipe.ours)
+        calls = [asyncio.ensure_future(client.flush_cache()) for _ in range(2)]
+        first = await pipe.receive()
+        await pipe.receive()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(first, FlushCache)
+        await pipe.send(FlushCacheDone(call_id=first.call_id, num_blocks_freed=3))
+        outputs = asyncio.ensure_future(collect(client, "after"))
+        await pipe.receive()
+        await pipe.send(output("after", 5, finish=FinishReason.LENGTH))
+        assert [item.token_ids for item in await outputs] == [[5]]
+        assert client.death == ""
+        await client.close()
+        pipe.engine.close()
+
+    asyncio.run(scenario())
+
+
 def test_the_engine_notices_that_the_api_process_is_gone() -> None:
     ours, theirs = socket.socketpair()
     engine = EngineSocket(theirs)

@@ -157,7 +157,7 @@ def test_a_peer_that_never_says_hello_is_unreachable(make_engine: MakeEngine) ->
     assert "hello" in event.detail
 
 
-def test_closing_is_seen_and_a_later_send_connects_again(make_engine: MakeEngine) -> None:
+def test_after_a_loss_nothing_is_sent_until_it_is_acknowledged(make_engine: MakeEngine) -> None:
     decode, prefill = make_engine("decode"), make_engine("prefill")
     decode.link.send(prefill.address, released("x"))
     assert isinstance(decode.next(), PeerConnected)
@@ -167,6 +167,8 @@ def test_closing_is_seen_and_a_later_send_connects_again(make_engine: MakeEngine
     assert isinstance(event, PeerLost)
     assert event.reason is LostReason.CLOSED
     with socket.create_server(("127.0.0.1", port)) as restarted:
+        decode.link.send(prefill.address, released("too soon"))
+        decode.link.acknowledge_loss(prefill.address)
         decode.link.send(prefill.address, released("again"))
         connection, _ = restarted.accept()
         with connection:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +112,21 @@ def test_failures_are_told(
     with _server(*events, status=status) as (url, _):
         assert _chat(monkeypatch, url, "Why?\n") == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    with _server(_event("A"), _event("B", "stop"), "[DONE]") as (url, _):
+        chatting = subprocess.Popen(
+            [sys.executable, "-m", "baton.launch.cli", "chat", "--url", url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert chatting.stdout is not None
+        chatting.stdout.close()
+        chatting.stdout = None
+        _, complaints = chatting.communicate(b"Why?\n", timeout=30)
+    assert (chatting.returncode, complaints) == (0, b"")
 
 
 def test_no_server_says_what_to_do(

@@ -17,8 +17,11 @@ def test_no_port_is_given_twice() -> None:
 def test_a_taken_port_is_refused_with_a_mend() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"--port {port}: cannot listen there .*try --port"):
+        with pytest.raises(
+            ConfigError, match=f"--port {port}: cannot listen there .*try --port"
+        ) as e:
             check_port_is_free("127.0.0.1", port)
+        assert "(Address already in use)" in str(e.value)
 
 
 def test_zero_becomes_a_port() -> None:
@@ -28,5 +31,10 @@ def test_zero_becomes_a_port() -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"--host 192\.0\.2\.1"):
+    with pytest.raises(ConfigError, match=r"--host 192\.0\.2\.1 .*give --host an"):
         check_port_is_free("192.0.2.1", 0)
+
+
+def test_a_name_that_nobody_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no host of that name.*give --host an address"):
+        check_port_is_free("nowhere.invalid", 0)

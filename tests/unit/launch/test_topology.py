@@ -104,3 +104,9 @@ def test_impossible_trees_are_refused(workers: str, mend: str) -> None:
 )
 def test_url_of_a_listening_address(host: str, url: str) -> None:
     assert url_of(host, 1) == url
+
+
+def test_two_trees_at_once_are_refused() -> None:
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        ServeConfig(unified=1, workers="2p1d")
+    assert ServeConfig(unified=1).unified == 1

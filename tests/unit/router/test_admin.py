@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from baton.router.config import HealthRules
 from baton.testing.fake_worker import Script
 
 from .conftest import ClusterMaker
@@ -148,6 +149,8 @@ def test_questions_are_passed_to_a_worker(run: Run, cluster: ClusterMaker) -> No
                 status, _, body = await c.get(path)
                 assert status == 200
                 json.loads(body)
+            for model, status in (("fake-model", 200), ("org/none", 404)):
+                assert (await c.get(f"/v1/models/{model}"))[0] == status
             _, _, body = await c.get("/server_info")
             assert json.loads(body)["disaggregation_mode"] == "decode"
 
@@ -168,6 +171,32 @@ def test_flush_and_abort_reach_all_workers(run: Run, cluster: ClusterMaker) -> N
             status, _, body = await c.post("/flush_cache", b"")
             assert (status, json.loads(body)["workers_flushed"]) == (503, 2)
             assert [f["worker"] for f in json.loads(body)["failed"]] == [c.decodes[0].url]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"[", b'{"rid": 5}', b'{"rid": ""}'])
+def test_an_abort_of_nothing_is_the_clients_mistake(
+    run: Run, cluster: ClusterMaker, body: bytes
+) -> None:
+    async def scenario() -> None:
+        async with cluster(1, 1) as c:
+            status, _, answer = await c.post("/abort_request", body)
+            assert (status, error_of(answer)["type"]) == (400, "invalid_request_error")
+            sent = [r for w in c.workers for r in w.other_requests if r.path == "/abort_request"]
+            assert sent == []
+
+    run(scenario)
+
+
+def test_health_generate_asks_a_worker_of_every_role(run: Run, cluster: ClusterMaker) -> None:
+    async def scenario() -> None:
+        async with cluster(1, 1, health=HealthRules(interval_s=60)) as c:
+            for worker in c.workers:
+                worker.health_status = 503
+                assert (await c.get("/health_generate"))[0] == 503
+                worker.health_status = 200
+            assert (await c.get("/health_generate"))[0] == 200
 
     run(scenario)
 
@@ -194,6 +223,7 @@ def test_metrics(run: Run, cluster: ClusterMaker) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "code"),
     [
+        ("POST", "/generate", b"", 400, "invalid_json"),
         ("POST", "/generate", b"{", 400, "invalid_json"),
         ("POST", "/generate", b'{"text": "\xff"}', 400, "invalid_json"),
         ("POST", "/generate", b" " * 2000, 413, "body_too_large"),
@@ -212,6 +242,7 @@ def test_refusals_have_openais_shape(
                 assert (response.status, said["code"]) == (status, code)
                 assert {"message", "type", "param", "code"} == said.keys()
                 assert response.headers["X-Request-ID"]
+                assert response.headers["Server"] == "baton"
             assert not c.decodes[0].requests
 
     run(scenario)

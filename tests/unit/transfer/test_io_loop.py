@@ -22,6 +22,7 @@ class Recorder:
 
     def on_bug(self, error: Exception) -> None:
         self.seen.put(error)
+        raise RuntimeError("a bug on top of it")
 
 
 def test_calls_run_in_order_on_its_own_thread() -> None:
