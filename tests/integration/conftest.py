@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from baton.testing.processes import Server, router, running, worker
-from baton.testing.tiny_checkpoint import write_tiny_checkpoint
+from baton.testing.tiny_models import write_tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of a few layers with a tokenizer: starts in moments, says nonsense."""
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny-llama"))
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from baton.testing.tiny_checkpoint import write_tiny_checkpoint
+from baton.testing.tiny_models import write_tiny_model
 
 _PATIENCE_S = 90.0
 _SHARED_MEMORY = Path("/dev/shm")
@@ -93,7 +93,7 @@ class ServeTree:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ Elsewhere: the other side (prefill.py), copying (transfer/), messages (messages/
 
 import enum
 import itertools
-import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
@@ -35,9 +34,10 @@ from baton.messages.handover import (
     KvReleased,
     KvReserved,
 )
+from baton.obs.logs import event_log
 from baton.transfer.protocol import KvTransport
 
-log = logging.getLogger("baton.disagg.decode")
+log = event_log("disagg")
 
 
 class LegState(enum.Enum):
@@ -137,6 +137,7 @@ class DecodeRole:
     def on_event(self, event: PeerEvent) -> None:
         match event:
             case PeerConnected(key=key, hello=hello):
+                log.info("prefill engine connected", peer=key, engine_id=hello.engine_id)
                 self._writer_ids[key] = frozenset(hello.writer_ids)
                 self._ask_again(key)
             case PeerMessage(key=key, message=message):
@@ -278,6 +279,7 @@ class DecodeRole:
         self._core.end(leg.sequence, finish)
 
     def _on_peer_lost(self, key: str, reason: str) -> None:
+        log.info("prefill engine lost", peer=key, reason=reason)
         self._acknowledge_loss(key)
         for leg in list(self._legs.values()):
             if leg.peer_address == key:

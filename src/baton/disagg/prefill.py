@@ -12,7 +12,6 @@ Elsewhere: the other side (decode.py), copying (transfer/), messages (messages/h
 """
 
 import enum
-import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,9 +34,10 @@ from baton.messages.handover import (
     KvReleased,
     KvReserved,
 )
+from baton.obs.logs import event_log
 from baton.transfer.protocol import Copy, Peer, Ticket, TicketState, merge_adjacent
 
-log = logging.getLogger("baton.disagg.prefill")
+log = event_log("disagg")
 
 _MAX_PARKED = 8192
 """Reservations that may wait for their request; more than decode workers ever have under way."""
@@ -163,8 +163,8 @@ class PrefillRole:
 
     def on_event(self, event: PeerEvent) -> None:
         match event:
-            case PeerConnected():
-                pass
+            case PeerConnected(key=key, hello=hello):
+                log.info("decode engine connected", peer=key, engine_id=hello.engine_id)
             case PeerMessage(key=key, message=message):
                 self._on_message(key, message)
             case PeerLost(key=key, reason=reason, detail=detail):
@@ -198,7 +198,7 @@ class PrefillRole:
             case KvCancel(transfer_id=transfer_id, reason=reason):
                 self._on_cancel(key, transfer_id, reason)
             case _:
-                log.warning("unexpected message peer=%s type=%s", key, type(message).__name__)
+                log.warning("unexpected message", peer=key, type=type(message).__name__)
 
     def _on_reserved(self, key: str, message: KvReserved) -> None:
         pair = (message.room, message.sample_index)
@@ -368,6 +368,7 @@ class PrefillRole:
             self._send(*leg.last_word)
 
     def _on_peer_lost(self, key: str, reason: str) -> None:
+        log.info("decode engine lost", peer=key, reason=reason)
         self._parked = {p: parked for p, parked in self._parked.items() if parked.peer_key != key}
         self._fail_legs_of(key, f"the decode worker is gone ({reason})")
         for leg in self._draining:

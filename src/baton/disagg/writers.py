@@ -11,8 +11,11 @@ from typing import Protocol
 
 from baton.core.errors import TransferError
 from baton.messages.regions import RegionDescriptor
+from baton.obs.logs import event_log
 from baton.transfer.protocol import KvTransport, Peer
 from baton.transfer.select import choose_backend
+
+log = event_log("disagg")
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -82,6 +85,7 @@ class DecodePeers:
 
     def _connect(self, regions: Sequence[RegionDescriptor]) -> Peer:
         transport, descriptor = choose_backend(self._transports, regions)
+        log.info("kv transport chosen", backend=transport.name, region=descriptor.address)
         try:
             return transport.connect(descriptor, CONNECT_TIMEOUT_S)
         except OSError as error:

@@ -50,6 +50,11 @@ class EngineConfig:
                 _at_least(name, getattr(self, name), 1)
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
             raise ConfigError(f"--page-size {self.page_size} is not a power of two; try 16")
+        if self.max_total_tokens is not None and self.max_total_tokens < self.page_size:
+            raise ConfigError(
+                f"--max-total-tokens {self.max_total_tokens} is less than one block of "
+                f"--page-size {self.page_size}; a useful pool holds some thousand tokens"
+            )
         if not 0.0 < self.mem_fraction_static < 1.0:
             raise ConfigError(
                 f"--mem-fraction-static {self.mem_fraction_static} is not between 0 and 1; try 0.1"

@@ -7,7 +7,6 @@ Elsewhere: starting the process (launch/), the engine's end (ipc/engine_socket.p
 
 import asyncio
 import itertools
-import logging
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -31,8 +30,6 @@ from baton.messages.engine import (
     ToEngine,
     TokenOutput,
 )
-
-log = logging.getLogger("baton.ipc")
 
 STALL_S = 60.0
 """A loop turn of the engine that takes longer counts as a hang: far above any step on a CPU."""

@@ -5,7 +5,6 @@ come as one JSON argument, so that the api process, which parsed the command lin
 that reads flags and environment.
 """
 
-import logging
 import os
 import secrets
 import signal
@@ -42,12 +41,12 @@ from baton.messages.engine import EngineFailed, EngineReady
 from baton.messages.handover import EngineHello, HandoverMessage
 from baton.models.kv_view import kv_view
 from baton.models.registry import load_model
-from baton.obs.logs import configure_logging
+from baton.obs.logs import configure_logging, event_log
 from baton.transfer.protocol import KvTransport
 from baton.transfer.shm import ShmTransport
 from baton.transfer.tcp import TcpTransport
 
-log = logging.getLogger("baton.engine")
+log = event_log("engine")
 
 
 def main() -> None:
@@ -69,7 +68,7 @@ def main() -> None:
         api.send(EngineFailed(message=str(error)))
         sys.exit(1)
     except Exception as error:
-        log.exception("engine failed")
+        log.error("engine failed", exc=error)
         api.send(EngineFailed(message=f"the engine met a bug: {type(error).__name__}: {error}"))
         sys.exit(1)
 
@@ -137,7 +136,7 @@ def _num_blocks(spec: EngineSpec, layout: KvLayout, context_length: int) -> int:
     all running sequences could use at full length."""
     size = layout.block_size
     if spec.engine.max_total_tokens is not None:
-        return max(1, spec.engine.max_total_tokens // size)
+        return spec.engine.max_total_tokens // size
     budget_bytes = int(psutil.virtual_memory().total * spec.engine.mem_fraction_static)
     most_blocks = spec.engine.max_running_requests * -(-context_length // size)
     num_blocks = min(budget_bytes // layout.block_bytes, most_blocks)

@@ -8,7 +8,6 @@ Elsewhere: HTTP (api/), the engine process (engine_process.py), many workers at 
 import argparse
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -35,10 +34,10 @@ from baton.ipc.engine_process_client import EngineProcessClient
 from baton.launch.engine_spec import EngineSpec
 from baton.launch.flags import add_flags, from_args
 from baton.messages.engine import EngineReady
-from baton.obs.logs import configure_logging
+from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
 
-log = logging.getLogger("baton.worker")
+log = event_log("worker")
 
 _ENGINE_EXIT_S = 3.0
 _DRAIN_S = 2.0
@@ -174,7 +173,9 @@ def _cores(worker: WorkerConfig) -> list[int]:
     allowed = sorted(os.sched_getaffinity(0))
     if worker.base_gpu_id >= len(allowed):
         # SGLang's guide gives every role its own device; on a machine with one core they share it.
-        log.warning("only %d cores: --base-gpu-id %d is ignored", len(allowed), worker.base_gpu_id)
+        log.warning(
+            "--base-gpu-id is ignored", base_gpu_id=worker.base_gpu_id, num_cores=len(allowed)
+        )
         return []
     if worker.cores is None:
         return []
@@ -200,7 +201,7 @@ async def _serve(worker: WorkerConfig, spec: EngineSpec, card: ModelCard, socket
         if stop.is_set():
             return 0
         async with _listening(worker, spec, card, tokenizer, engine, sockets) as url:
-            log.info("worker ready url=%s role=%s pid=%d", url, spec.role, os.getpid())
+            log.info("worker ready", url=url, role=spec.role, pid=os.getpid())
             await _first_of(engine.dead.wait(), stop.wait())
         if engine.death and not stop.is_set():
             raise BatonError(engine.death)

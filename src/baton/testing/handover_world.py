@@ -257,6 +257,7 @@ class HandoverWorld:
         self.all_writers.clear()
         self.prefill_requests.clear()
         self.is_hung = False
+        self.prefill.segment.close()
         self.prefill = self._new_prefill()
 
     def settle(self) -> None:
@@ -270,6 +271,11 @@ class HandoverWorld:
                 while writer.tickets:
                     self.land_write(writer)
             self.clock.advance(0.5)
+
+    def close(self) -> None:
+        """Let go of the pools' memory."""
+        self.prefill.segment.close()
+        self.decode.segment.close()
 
     def live_writer_ids(self) -> set[str]:
         return {writer.writer_id for writer in self.all_writers if id(writer) in self.writers}

@@ -25,7 +25,7 @@ TINY_ARCHITECTURES: Final[tuple[Architecture, ...]] = (
 """`llama3` is Llama with Llama 3.1's rope scaling; `mistral` has a window of 24 tokens."""
 
 VOCAB_SIZE: Final = 320
-CONTEXT_LENGTH: Final = 1024
+CONTEXT_LENGTH: Final = 4096
 _HIDDEN, _INNER, _NUM_LAYERS, _NUM_HEADS, _NUM_KV_HEADS = 64, 96, 3, 4, 2
 
 _COMMON: Final[dict[str, Any]] = {

@@ -119,6 +119,7 @@ class HandoverMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.world.settle()
         check_all_is_over(self.world)
+        self.world.close()
 
 
 def check_all_is_over(world: HandoverWorld) -> None:

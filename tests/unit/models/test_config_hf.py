@@ -30,7 +30,7 @@ def test_sizes() -> None:
     config = config_from_hf(config_of("llama"))
     assert config.head_dim == 16
     assert (config.num_heads, config.num_kv_heads) == (4, 2)
-    assert config.context_length == 1024
+    assert config.context_length == 4096
     assert config.rope_theta == 10000.0
     assert config.sliding_window is None
 
