@@ -10,8 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from baton.core.request import EngineRequest
+from baton.core.sampling import SamplingParams
 from baton.engine.scheduler import ScheduledSpan
+from baton.engine.sequence import Sequence
 from baton.kernels.interface import ForwardBatch, SequenceSpan
+
+_WARM_UP_BLOCKS = 4
 
 
 class Model(Protocol):
@@ -39,6 +44,22 @@ class ModelRunner:
         self._model = model
         self._kv_pool = kv_pool
         self._block_size = block_size
+
+    def warm_up(self, context_length: int) -> None:
+        """Run a prompt and a token, so that the first request does not pay for what libraries build
+        on first use. Only while nobody holds a block: it writes to the first few."""
+        num_blocks = min(self._kv_pool.shape[0], _WARM_UP_BLOCKS)
+        num_tokens = min(num_blocks * self._block_size, context_length)
+        sampling = SamplingParams(max_new_tokens=1)
+        request = EngineRequest(
+            request_id="warm-up", prompt_token_ids=[0] * num_tokens, sampling=sampling
+        )
+        sequence = Sequence(request, order=0)
+        sequence.block_ids = list(range(num_blocks))
+        for num_scheduled in (num_tokens - 1, 1):
+            if num_scheduled > 0:
+                self.run([ScheduledSpan(sequence, num_scheduled)])
+                sequence.num_computed_tokens += num_scheduled
 
     def run(self, spans: list[ScheduledSpan]) -> list[SpanLogits]:
         """One forward pass; results in the order of `spans`."""

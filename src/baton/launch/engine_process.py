@@ -83,6 +83,7 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
     num_blocks = _num_blocks(spec, layout, context_length)
     segment = SharedSegment(num_blocks * layout.block_bytes)
     runner = ModelRunner(model, kv_view(segment.view(), layout, num_blocks), layout.block_size)
+    runner.warm_up(context_length)
     pool = BlockPool(num_blocks, enable_prefix_cache=not spec.engine.disable_radix_cache)
     core = EngineCore(
         spec.engine,
