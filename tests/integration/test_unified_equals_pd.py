@@ -10,6 +10,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
+import pytest
 
 from baton.checkpoint import default_cache_dir, resolve_model
 from baton.testing.processes import Server, wait_until
@@ -36,6 +37,7 @@ def ask(server: Server, prompt: str) -> dict[str, Any]:
     return answer  # type: ignore[no-any-return]
 
 
+@pytest.mark.timeout(900)  # 54,000 prompt tokens on the reference ops
 def test_greedy_text_is_equal(smol_pd: tuple[Server, Server, Server], smol_unified: Server) -> None:
     front, prefill, decode = smol_pd
     prompts = real_prompts()
