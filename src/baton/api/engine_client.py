@@ -1,6 +1,6 @@
 """What the HTTP layer needs of an engine: submit, stream, abort, ask.
 
-Elsewhere: the real one over ZeroMQ (ipc/), HTTP (the rest of this package).
+Elsewhere: the real one (ipc/engine_process_client.py), HTTP (the rest of this package).
 """
 
 from collections.abc import AsyncGenerator

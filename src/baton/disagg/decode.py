@@ -106,8 +106,8 @@ class DecodeRole:
         return len(self._legs)
 
     def transfers(self) -> dict[str, str]:
-        """Request ids by transfer id, of hand-overs under way."""
-        return {transfer_id: leg.sequence.request_id for transfer_id, leg in self._legs.items()}
+        """Who holds the blocks in the ledger, by transfer id, of hand-overs under way."""
+        return {transfer_id: leg.sequence.holder for transfer_id, leg in self._legs.items()}
 
     def submit(self, request: EngineRequest) -> None:
         handover = request.handover

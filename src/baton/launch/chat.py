@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from baton.launch.chat_stream import ChatClient, ChatError, Message, Piece
-from baton.launch.flags import add_flags, from_args
+from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
 
 _EXAMPLES = """\
 examples:
@@ -47,7 +47,7 @@ class ChatConfig:
         default=None, metadata={"help": "longest answer in tokens", "minimum": 1}
     )
     api_key: str | None = field(
-        default=None, metadata={"help": "key of the server", "env": "BATON_API_KEY"}
+        default=None, metadata={"help": "key of the server", "env": API_KEY_VARIABLE}
     )
 
 

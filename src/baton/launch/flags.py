@@ -30,6 +30,9 @@ from baton.core.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
 
+API_KEY_VARIABLE = "BATON_API_KEY"
+"""Every command that takes --api-key reads it, so that no key need stand in the process list."""
+
 _METADATA_KEYS = frozenset({"help", "flags", "metavar", "choices", "minimum", "maximum", "env"})
 _KIND_NAMES = {int: "a whole number", float: "a number"}
 _TRUE_WORDS = frozenset({"1", "true", "yes", "on"})

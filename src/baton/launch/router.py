@@ -14,6 +14,7 @@ from typing import Any
 import uvloop
 
 from baton.core.errors import ConfigError
+from baton.launch.flags import API_KEY_VARIABLE
 from baton.obs.logs import configure_logging
 from baton.router.config import (
     HealthRules,
@@ -27,9 +28,6 @@ from baton.router.policies import PolicyName
 from baton.router.server import StopRequests, run_router
 
 __all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser", "run_router"]
-
-API_KEY_VARIABLE = "BATON_API_KEY"
-"""Workers read the same one, so that a key need not stand in the process list."""
 
 _LOG_LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning",
                "error": "error"}  # fmt: skip

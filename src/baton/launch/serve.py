@@ -17,7 +17,7 @@ from typing import Literal
 from baton.checkpoint.embedded import SMOLLM2
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.engine.config import EngineConfig
-from baton.launch.flags import add_flags, from_args, given_argv
+from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args, given_argv
 from baton.launch.narrator import Narrator
 from baton.launch.ports import FreePorts, check_port_is_free
 from baton.launch.supervisor import Supervisor, SupervisorConfig
@@ -32,8 +32,6 @@ examples:
   baton serve --log-level debug            everything that every process has to say
 """
 
-
-API_KEY_VARIABLE = "BATON_API_KEY"
 
 _ROUTER_EXIT_S = 1.0  # on top of the time that it gives to running requests
 

@@ -32,7 +32,7 @@ from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
 from baton.launch.engine_spec import EngineSpec
-from baton.launch.flags import add_flags, from_args
+from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
@@ -91,7 +91,7 @@ class WorkerConfig:
     )
     api_key: str | None = field(
         default=None,
-        metadata={"help": "clients must send it as a bearer token", "env": "BATON_API_KEY"},
+        metadata={"help": "clients must send it as a bearer token", "env": API_KEY_VARIABLE},
     )
     log_level: str = field(
         default="info",

@@ -282,15 +282,10 @@ class HandoverWorld:
 
     def _blocks_of(self, window: str) -> set[int]:
         """Decode blocks that belong to this transfer: its request's, or in its quarantine."""
-        pool = self.decode.core.pool
-        owners = {f"quarantine:{window}", *self._request_of.get(window, ())}
-        return {block for owner in owners for block in pool.held_by(owner)}
-
-    @property
-    def _request_of(self) -> dict[str, list[str]]:
-        role = self.decode.role
+        role, pool = self.decode.role, self.decode.core.pool
         assert isinstance(role, DecodeRole)
-        return {transfer: [f"request:{request}"] for transfer, request in role.transfers().items()}
+        holder = role.transfers().get(window, f"quarantine:{window}")
+        return set(pool.held_by(holder))
 
     def _request(
         self, name: str, prompt: list[int], num_new: int, room: int, address: str
