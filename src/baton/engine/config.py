@@ -30,8 +30,22 @@ class EngineConfig:
     kv_cache_dtype: str = field(
         default="auto",
         metadata={
-            "help": "number format of the KV cache (auto: bfloat16)",
-            "choices": ("auto", "bfloat16", "float32"),
+            "help": "number format of the KV cache (auto: bfloat16; float32: torch kernels only)",
+            "choices": ("auto", "bfloat16", "int8", "float32"),
+        },
+    )
+    quantization: str = field(
+        default="none",
+        metadata={
+            "help": "quantize floating weights while loading (w8a8_int8: per output channel)",
+            "choices": ("none", "w8a8_int8"),
+        },
+    )
+    kernel_backend: str = field(
+        default="auto",
+        metadata={
+            "help": "what computes the model (auto: the C++ kernels where they can)",
+            "choices": ("auto", "native", "torch"),
         },
     )
     disable_radix_cache: bool = field(

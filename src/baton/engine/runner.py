@@ -4,17 +4,16 @@ Elsewhere: which tokens are in the plan (scheduler.py), what is done with logits
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.engine.scheduler import ScheduledSpan
 from baton.engine.sequence import Sequence
-from baton.kernels.interface import ForwardBatch, SequenceSpan
+from baton.kernels.interface import ForwardBatch, Logits, SequenceSpan
 
 _WARM_UP_BLOCKS = 4
 
@@ -22,15 +21,16 @@ _WARM_UP_BLOCKS = 4
 class Model(Protocol):
     """What the runner needs of a model: one forward pass over the paged pool."""
 
-    def forward(self, batch: ForwardBatch, kv_pool: torch.Tensor) -> torch.Tensor:
-        """Returns logits, len(batch.logit_rows) × V, float32."""
+    def forward(self, batch: ForwardBatch, kv_pool: Any) -> Logits:
+        """Returns logits, len(batch.logit_rows) × V, valid until the next call."""
         ...
 
 
 @dataclass(frozen=True)
 class SpanLogits:
     """Logits of one span. `prompt_NV[i]` predicts prompt position `prompt_start + i`;
-    `next_V` predicts the token after the sequence, None when its prompt is not finished."""
+    `next_V` predicts the token after the sequence, None when its prompt is not finished. Valid until
+    the next step."""
 
     next_V: npt.NDArray[np.float32] | None
     prompt_start: int
@@ -38,17 +38,17 @@ class SpanLogits:
 
 
 class ModelRunner:
-    """Runs plans on one model and its KV pool (N×L×2×S×K×D)."""
+    """Runs plans on one model and its KV pool (what the model's `kv_view` made of the bytes)."""
 
-    def __init__(self, model: Model, kv_pool: torch.Tensor, block_size: int):
+    def __init__(self, model: Model, kv_pool: Any, block_size: int):
         self._model = model
         self._kv_pool = kv_pool
         self._block_size = block_size
 
-    def warm_up(self, context_length: int) -> None:
+    def warm_up(self, num_blocks: int, context_length: int) -> None:
         """Run a prompt and a token, so that the first request does not pay for what libraries build
         on first use. Only while nobody holds a block: it writes to the first few."""
-        num_blocks = min(self._kv_pool.shape[0], _WARM_UP_BLOCKS)
+        num_blocks = min(num_blocks, _WARM_UP_BLOCKS)
         num_tokens = min(num_blocks * self._block_size, context_length)
         sampling = SamplingParams(max_new_tokens=1)
         request = EngineRequest(
@@ -64,8 +64,7 @@ class ModelRunner:
     def run(self, spans: list[ScheduledSpan]) -> list[SpanLogits]:
         """One forward pass; results in the order of `spans`."""
         batch, wanted = self._build(spans)
-        with torch.inference_mode():
-            logits = self._model.forward(batch, self._kv_pool).numpy()
+        logits = self._model.forward(batch, self._kv_pool)
         results, row = [], 0
         for prompt_start, num_prompt, has_next in wanted:
             next_row = logits[row + num_prompt] if has_next else None
@@ -98,11 +97,11 @@ class ModelRunner:
                 logit_rows.append(start + span.num_tokens - 1)
             wanted.append((predicted.start, len(predicted), has_next))
         batch = ForwardBatch(
-            token_ids_T=torch.tensor(token_ids, dtype=torch.int64),
-            positions_T=torch.tensor(positions, dtype=torch.int64),
-            slots_T=torch.tensor(slots, dtype=torch.int64),
+            token_ids_T=np.array(token_ids, dtype=np.int64),
+            positions_T=np.array(positions, dtype=np.int64),
+            slots_T=np.array(slots, dtype=np.int64),
             spans=batch_spans,
-            logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
+            logit_rows=np.array(logit_rows, dtype=np.int64),
         )
         return batch, wanted
 

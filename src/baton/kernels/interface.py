@@ -1,4 +1,7 @@
-"""The ops that models are written in: one small interface, one implementation per device.
+"""What a forward pass is given, and the ops that the reference model is written in.
+
+The ops run on any torch device. On the CPU the whole decoder is one C++ object instead
+(models/native_llama.py), and these ops are what it is checked against.
 
 Contract of every op: row-deterministic. An output row has the same bits whatever the number of
 rows, the other rows, and where the chunk boundaries fall (docs/architecture.md, exactness).
@@ -10,9 +13,13 @@ N blocks, S block size, B sequences, V vocabulary, L layers.
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 Tensor = torch.Tensor
+Int64s = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,11 @@ class ForwardBatch:
     """Input of one model step. `slots_T[i]` = block_id * S + offset where token i's KV is written.
     `logit_rows`: which rows' logits are wanted, in order."""
 
-    token_ids_T: Tensor  # int64
-    positions_T: Tensor  # int64
-    slots_T: Tensor  # int64
+    token_ids_T: Int64s
+    positions_T: Int64s
+    slots_T: Int64s
     spans: list[SequenceSpan]
-    logit_rows: Tensor  # int64
+    logit_rows: Int64s
 
 
 class Ops(Protocol):

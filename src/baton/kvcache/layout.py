@@ -3,7 +3,11 @@
 A block is one contiguous run of bytes with all layers of its tokens, so that moving a block is one
 copy and the transfer layer never looks inside:
 
-    block = [layer 0 | layer 1 | ...],  layer = [K of S tokens | V of S tokens]
+    block = [layer 0 | layer 1 | ...],  layer = [K of S tokens | V of S tokens | scales]
+
+Scales, one float32 per token and head for K and as many for V, are there for int8 only. How K and V
+lie within a layer is the form: `rows` has one token after the other (the reference in torch),
+`lanes` puts 16 tokens side by side (csrc/kernels.h).
 
 Invariant: two engines may exchange blocks exactly when their `layout_hash` is equal.
 Elsewhere: the bytes themselves (storage.py), ownership (block_pool.py).
@@ -11,10 +15,14 @@ Elsewhere: the bytes themselves (storage.py), ownership (block_pool.py).
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 from baton.core.errors import ConfigError
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_SCALE_BYTES = 4
+
+KvForm = Literal["rows", "lanes"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,7 @@ class KvLayout:
     num_kv_heads: int
     head_dim: int
     rank_split: tuple[int, int] = (0, 1)
+    form: KvForm = "rows"
 
     def __post_init__(self) -> None:
         if self.block_size < 1 or self.block_size & (self.block_size - 1):
@@ -44,8 +53,10 @@ class KvLayout:
     @property
     def layer_bytes(self) -> int:
         """Bytes of one layer in one block: K and V of block_size tokens."""
-        elements = 2 * self.block_size * self.num_kv_heads * self.head_dim
-        return elements * DTYPE_BYTES[self.dtype]
+        head_bytes = self.head_dim * DTYPE_BYTES[self.dtype]
+        if self.dtype == "int8":
+            head_bytes += _SCALE_BYTES
+        return 2 * self.block_size * self.num_kv_heads * head_bytes
 
     @property
     def block_bytes(self) -> int:
@@ -69,5 +80,6 @@ class KvLayout:
             self.num_kv_heads,
             self.head_dim,
             *self.rank_split,
+            self.form,
         )
         return hashlib.sha256(repr(fields).encode()).hexdigest()[:32]

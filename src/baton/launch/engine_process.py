@@ -12,10 +12,10 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import psutil
-import torch
 
 from baton.checkpoint import read_model_card
 from baton.core.clock import Clock, MonotonicClock
@@ -39,8 +39,7 @@ from baton.launch.reachable import reachable_address
 from baton.messages.codec import Codec
 from baton.messages.engine import EngineFailed, EngineReady
 from baton.messages.handover import EngineHello, HandoverMessage
-from baton.models.kv_view import kv_view
-from baton.models.registry import load_model
+from baton.models.registry import KernelBackend, LoadOptions, Quantization, load_model
 from baton.obs.logs import configure_logging, event_log
 from baton.transfer.protocol import KvTransport
 from baton.transfer.shm import ShmTransport
@@ -74,16 +73,17 @@ def main() -> None:
 
 
 def _run(spec: EngineSpec, api: EngineSocket) -> None:
-    torch.set_num_threads(spec.engine.num_threads or len(os.sched_getaffinity(0)))
     clock, card = MonotonicClock(), read_model_card(Path(spec.model_path))
-    model = load_model(card)
+    model = load_model(card, _load_options(spec))
     dtype = "bfloat16" if spec.engine.kv_cache_dtype == "auto" else spec.engine.kv_cache_dtype
-    layout = model.kv_layout(card.model_id, dtype, spec.engine.page_size)
+    layout = model.kv_layout(_model_id(spec, card), dtype, spec.engine.page_size)
     context_length = _context_length(spec, card)
     num_blocks = _num_blocks(spec, layout, context_length)
     segment = SharedSegment(num_blocks * layout.block_bytes)
-    runner = ModelRunner(model, kv_view(segment.view(), layout, num_blocks), layout.block_size)
-    runner.warm_up(context_length)
+    runner = ModelRunner(
+        model, model.kv_view(segment.view(), layout, num_blocks), layout.block_size
+    )
+    runner.warm_up(num_blocks, context_length)
     pool = BlockPool(num_blocks, enable_prefix_cache=not spec.engine.disable_radix_cache)
     core = EngineCore(
         spec.engine,
@@ -118,6 +118,26 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
         )
     )
     loop.run()
+
+
+def _load_options(spec: EngineSpec) -> LoadOptions:
+    cores = sorted(os.sched_getaffinity(0))
+    num_threads = spec.engine.num_threads or len(cores)
+    # A thread per core stays on its core; where the cores are shared out, the system places them.
+    is_own = num_threads == len(spec.cores)
+    return LoadOptions(
+        backend=cast(KernelBackend, spec.engine.kernel_backend),
+        quantization=cast(Quantization, spec.engine.quantization),
+        num_threads=num_threads,
+        cores=tuple(spec.cores[1:]) if is_own else (),
+    )
+
+
+def _model_id(spec: EngineSpec, card: ModelCard) -> str:
+    """KV of quantized weights is not that of the weights as they are."""
+    if spec.engine.quantization == "none":
+        return card.model_id
+    return f"{card.model_id}:{spec.engine.quantization}"
 
 
 def _context_length(spec: EngineSpec, card: ModelCard) -> int:

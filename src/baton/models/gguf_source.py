@@ -3,17 +3,22 @@
 llama.cpp's converter reorders the rows of Llama's query and key projections, because its rotation
 pairs neighbours (0,1), (2,3), ... where the original pairs halves (0, D/2), (1, D/2 + 1), ... Ours
 pairs halves, so reading undoes it. Qwen files are not reordered.
-Elsewhere: metadata (config_gguf.py), values (dequantize.py), the format (checkpoint/gguf.py).
+Elsewhere: metadata (config_gguf.py), values (gguf_blocks.py, dequantize.py), the format
+(checkpoint/gguf.py).
 """
 
 import re
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from baton.checkpoint import GgufFile
+from baton.kernels.quantized import QuantizedMatrix
 from baton.models.config import ModelConfig
 from baton.models.dequantize import gguf_to_float32
+from baton.models.gguf_blocks import is_quantized, matrix_of
 
 _REORDERED_MODEL_TYPES: Final = ("llama",)
 
@@ -66,17 +71,32 @@ class GgufSource:
 
     def read(self, name: str) -> torch.Tensor:
         values = gguf_to_float32(self._file, self._names[name])
+        order = self._row_order(name)
+        return values if order is None else values[torch.from_numpy(order)]
+
+    def read_matrix(self, name: str) -> QuantizedMatrix | torch.Tensor:
+        tensor = self._file.tensors[self._names[name]]
+        order = self._row_order(name)
+        if is_quantized(tensor):
+            matrix = matrix_of(tensor)
+            return matrix if order is None else matrix.rows(order)
+        if tensor.type_name != "BF16":
+            return self.read(name)
+        values = torch.from_numpy(np.array(tensor.data)).view(torch.bfloat16)
+        return values if order is None else values[torch.from_numpy(order)]
+
+    def _row_order(self, name: str) -> npt.NDArray[np.intp] | None:
+        """Which rows of the file's tensor to take, or None: as they are."""
         if self._config.model_type not in _REORDERED_MODEL_TYPES:
-            return values
+            return None
+        num_rows = self._file.tensors[self._names[name]].shape[0]
         if ".q_proj." in name:
-            return halves_from_neighbours(values, self._config.num_heads)
+            return halves_from_neighbours(num_rows, self._config.num_heads)
         if ".k_proj." in name:
-            return halves_from_neighbours(values, self._config.num_kv_heads)
-        return values
+            return halves_from_neighbours(num_rows, self._config.num_kv_heads)
+        return None
 
 
-def halves_from_neighbours(values: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Within each head, rows 0, 2, 4, ... before rows 1, 3, 5, ..."""
-    head_dim = values.shape[0] // num_heads
-    pairs = values.view(num_heads, head_dim // 2, 2, *values.shape[1:])
-    return pairs.transpose(1, 2).reshape(values.shape)
+def halves_from_neighbours(num_rows: int, num_heads: int) -> npt.NDArray[np.intp]:
+    """The order of rows that puts rows 0, 2, 4, ... of each head before its rows 1, 3, 5, ..."""
+    return np.arange(num_rows).reshape(num_heads, -1, 2).transpose(0, 2, 1).reshape(-1)

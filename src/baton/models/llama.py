@@ -1,6 +1,7 @@
 """The Llama family: Llama, Mistral, Qwen2, Qwen3 and what shares their shape.
 
-One decoder, written over `Ops`; what differs between them is in ModelConfig. The tokens' KV goes to
+The reference, for any torch device; on the CPU the same decoder runs in C++ (native_llama.py). One
+decoder, written over `Ops`; what differs between them is in ModelConfig. The tokens' KV goes to
 a paged pool, so the model keeps nothing between steps.
 
 Invariant: a row of logits depends on the sequence's tokens only (every op is row-deterministic),
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 
-from baton.kernels.interface import ForwardBatch, Ops
+from baton.kernels.interface import ForwardBatch, Logits, Ops, SequenceSpan
 from baton.kvcache.layout import KvLayout
 from baton.models.config import ModelConfig
+from baton.models.kv_view import kv_view
 from baton.models.linear import Linear, LinearFactory
 from baton.models.rope import RotaryTable, inverse_frequencies
 from baton.models.weights import ROPE_FACTORS, Weights
@@ -55,20 +57,27 @@ class LlamaModel:
         ]
         self._norm_E = weights.take("model.norm.weight", config.hidden_size)
         self._lm_head = self._load_lm_head(weights, linears)
-        self._rotary = RotaryTable(_frequencies(config, weights, self._norm_E.device))
+        self._rotary = RotaryTable(rotary_frequencies(config, weights))
 
     @torch.inference_mode()
-    def forward(self, batch: ForwardBatch, kv_pool: Tensor) -> Tensor:
+    def forward(self, batch: ForwardBatch, kv_pool: Tensor) -> Logits:
         """Logits of the wanted rows, len(batch.logit_rows)×V in float32.
 
         `kv_pool` is N×L×2×S×K×D; the batch's keys and values are written to it.
         """
-        rotation = self._rotary.rows(batch.positions_T)
-        x_TE = self._ops.embedding(batch.token_ids_T, self._embedding_VE)
+        token_ids_T, slots_T, logit_rows = (
+            torch.from_numpy(each).to(self._norm_E.device)
+            for each in (batch.token_ids_T, batch.slots_T, batch.logit_rows)
+        )
+        rotation = self._rotation(batch)
+        x_TE = self._ops.embedding(token_ids_T, self._embedding_VE)
         for index, layer in enumerate(self._layers):
-            x_TE = x_TE + self._attend(layer, x_TE, batch, kv_pool[:, index], rotation)
+            kv_N2SKD = kv_pool[:, index]
+            x_TE = x_TE + self._attend(layer, x_TE, batch.spans, slots_T, kv_N2SKD, rotation)
             x_TE = x_TE + self._mlp(layer, x_TE)
-        return self._lm_head(self._norm(x_TE.index_select(0, batch.logit_rows), self._norm_E))
+        logits = self._lm_head(self._norm(x_TE.index_select(0, logit_rows), self._norm_E))
+        result: Logits = logits.cpu().numpy()
+        return result
 
     def kv_layout(self, model_id: str, dtype: str, block_size: int) -> KvLayout:
         """How this model's KV lies in a block."""
@@ -81,11 +90,23 @@ class LlamaModel:
             head_dim=self.config.head_dim,
         )
 
+    def kv_view(self, buffer: memoryview, layout: KvLayout, num_blocks: int) -> Tensor:
+        return kv_view(buffer, layout, num_blocks)
+
+    def _rotation(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rows, each T×D, the second half of D repeating the first."""
+        cos, sin = (
+            torch.from_numpy(table).to(self._norm_E.device)
+            for table in self._rotary.rows(batch.positions_T)
+        )
+        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+
     def _attend(
         self,
         layer: DecoderLayer,
         x_TE: Tensor,
-        batch: ForwardBatch,
+        spans: list[SequenceSpan],
+        slots_T: Tensor,
         kv_N2SKD: Tensor,
         rotation: tuple[Tensor, Tensor],
     ) -> Tensor:
@@ -101,9 +122,9 @@ class LlamaModel:
         qk_THD = ops.rotary(qk_THD, *rotation)
         q_THD, k_TKD = qk_THD[:, : config.num_heads], qk_THD[:, config.num_heads :]
         k_NSKD, v_NSKD = kv_N2SKD[:, 0], kv_N2SKD[:, 1]
-        ops.write_kv(k_TKD, v_TKD, k_NSKD, v_NSKD, batch.slots_T)
+        ops.write_kv(k_TKD, v_TKD, k_NSKD, v_NSKD, slots_T)
         out_THD = ops.paged_attention(
-            q_THD, k_NSKD, v_NSKD, batch.spans, config.head_dim**-0.5, config.sliding_window
+            q_THD, k_NSKD, v_NSKD, spans, config.head_dim**-0.5, config.sliding_window
         )
         return layer.o(out_THD.view(num_tokens, -1))
 
@@ -152,8 +173,8 @@ def _head_norm(config: ModelConfig, weights: Weights, name: str) -> Tensor | Non
     return weights.take(name, config.head_dim) if config.qk_norm else None
 
 
-def _frequencies(config: ModelConfig, weights: Weights, device: torch.device) -> Tensor:
+def rotary_frequencies(config: ModelConfig, weights: Weights) -> Tensor:
     factors = None
     if weights.has(ROPE_FACTORS):
         factors = weights.take(ROPE_FACTORS, config.head_dim // 2).cpu()
-    return inverse_frequencies(config, factors).to(device)
+    return inverse_frequencies(config, factors)

@@ -3,7 +3,7 @@
 Invariant: the row of a position is the same whichever positions were asked for before, because the
 table grows by pages that are computed alike. Angles are float32 products, as in
 transformers: that is what the models were trained with.
-Elsewhere: the rotation itself (kernels/, `rotary`).
+Elsewhere: the rotation itself (kernels/).
 
 Shapes: T tokens, D head dim.
 """
@@ -11,11 +11,15 @@ Shapes: T tokens, D head dim.
 import math
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from baton.models.config import LinearScaling, Llama3Scaling, ModelConfig
 
 _PAGE_POSITIONS: Final = 4096
+
+Table = npt.NDArray[np.float32]
 
 
 def inverse_frequencies(config: ModelConfig, factors: torch.Tensor | None = None) -> torch.Tensor:
@@ -46,23 +50,21 @@ class RotaryTable:
     """Cosines and sines for every position, computed when first asked for."""
 
     def __init__(self, inverse_frequencies: torch.Tensor):
-        self._frequencies = inverse_frequencies
-        self._cos = inverse_frequencies.new_empty(0, 2 * len(inverse_frequencies))
+        self._frequencies = inverse_frequencies.cpu().numpy()
+        self._cos = np.empty((0, len(self._frequencies)), dtype=np.float32)
         self._sin = self._cos
 
-    def rows(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cos, sin), each T×D, the second half of D repeating the first."""
-        if positions_T.numel() > 0:
+    def rows(self, positions_T: npt.NDArray[np.int64]) -> tuple[Table, Table]:
+        """(cos, sin), each T×D/2."""
+        if positions_T.size > 0:
             self._grow_to(int(positions_T.max()) + 1)
-        return self._cos.index_select(0, positions_T), self._sin.index_select(0, positions_T)
+        return self._cos[positions_T], self._sin[positions_T]
 
     def _grow_to(self, num_positions: int) -> None:
         while len(self._cos) < num_positions:
             start = len(self._cos)
-            positions = torch.arange(
-                start, start + _PAGE_POSITIONS, dtype=torch.float32, device=self._cos.device
-            )
-            angles = positions[:, None] * self._frequencies
-            both = torch.cat((angles, angles), dim=-1)
-            self._cos = torch.cat((self._cos, both.cos()))
-            self._sin = torch.cat((self._sin, both.sin()))
+            positions = np.arange(start, start + _PAGE_POSITIONS, dtype=np.float32)
+            # In float64 the last bits, which differ from library to library, are rounded away.
+            angles = (positions[:, None] * self._frequencies).astype(np.float64)
+            self._cos = np.concatenate((self._cos, np.cos(angles).astype(np.float32)))
+            self._sin = np.concatenate((self._sin, np.sin(angles).astype(np.float32)))

@@ -48,6 +48,10 @@ class SafetensorsSource:
             )
         return tensor
 
+    def read_matrix(self, name: str) -> torch.Tensor:
+        values = self.read(name)
+        return values.float() if values.dtype == torch.float16 else values
+
 
 def _names(shard: Any) -> list[str]:
     names: list[str] = shard.keys()

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import torch
 
 from baton.core.errors import CheckpointError
+from baton.kernels.quantized import MIN_GROUP, QuantizedMatrix, quantize_per_channel
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 """Divisors of the rope frequencies: the one tensor that only GGUF has, under GGUF's name."""
@@ -28,6 +29,11 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> torch.Tensor:
         """In the file's floating type; float32 when it is stored quantized. Not shared."""
+        ...
+
+    def read_matrix(self, name: str) -> QuantizedMatrix | torch.Tensor:
+        """A matrix with the values that the file has, in a form that can be packed: quantized as
+        it is stored, or bfloat16 or float32 (float16 becomes float32, exactly). Not shared."""
         ...
 
 
@@ -49,14 +55,27 @@ class Weights:
 
     def take_as_stored(self, name: str, *shape: int) -> torch.Tensor:
         """In the floating type it is stored in: half the memory where half is stored."""
-        found = self._shapes.get(name)
-        if found != shape:
-            shown = "it is not there" if found is None else f"found {found}"
-            raise CheckpointError(
-                f"{self._source.path}: tensor {name} should have shape {shape}; {shown}"
-            )
-        self._left.discard(name)
+        self._take(name, shape)
         return self._source.read(name).to(self._device)
+
+    def take_matrix(
+        self, name: str, num_out: int, num_in: int, *, to_int8: bool = False
+    ) -> QuantizedMatrix | torch.Tensor:
+        """As the source has it (`TensorSource.read_matrix`), in the CPU's memory, to be packed.
+
+        `to_int8` quantizes a floating matrix per output channel; one that is stored quantized
+        stays as it is. Raises CheckpointError for another shape, or one that cannot be quantized.
+        """
+        self._take(name, (num_out, num_in))
+        matrix = self._source.read_matrix(name)
+        if not to_int8 or isinstance(matrix, QuantizedMatrix):
+            return matrix
+        if num_in % MIN_GROUP:
+            raise CheckpointError(
+                f"{self._source.path}: tensor {name} has {num_in} inputs, which is not a multiple "
+                f"of {MIN_GROUP}, so it cannot be quantized to int8; load the model unquantized"
+            )
+        return quantize_per_channel(matrix)
 
     def pass_over(self, name: str) -> None:
         """Mark a tensor as known but not needed; it need not be there."""
@@ -73,3 +92,12 @@ class Weights:
             f"{self._source.path}: the model has no place for tensor {shown}{more}; the checkpoint "
             "does not match its configuration"
         )
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> None:
+        found = self._shapes.get(name)
+        if found != shape:
+            shown = "it is not there" if found is None else f"found {found}"
+            raise CheckpointError(
+                f"{self._source.path}: tensor {name} should have shape {shape}; {shown}"
+            )
+        self._left.discard(name)

@@ -4,9 +4,10 @@ It keeps token ids in the KV pool and derives each next token from what it reads
 block table: a block that is lost, misplaced, overwritten or handed over wrongly changes the text.
 """
 
+import numpy as np
 import torch
 
-from baton.kernels.interface import ForwardBatch
+from baton.kernels.interface import ForwardBatch, Logits
 from baton.kvcache.layout import KvLayout
 
 # N blocks, L layers, S block size, K kv heads, D head dim, V vocabulary
@@ -39,14 +40,15 @@ class HashModel:
         total = sum((token + 1) * (index % 31 + 1) for index, token in enumerate(token_ids))
         return total % self.vocab_size
 
-    def forward(self, batch: ForwardBatch, kv_pool: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, kv_pool: torch.Tensor) -> Logits:
         block_size = kv_pool.shape[3]
         blocks, offsets = batch.slots_T // block_size, batch.slots_T % block_size
+        token_ids_T = torch.from_numpy(batch.token_ids_T)
         for layer in range(2):
             for part in range(2):
-                values = (batch.token_ids_T + layer + 2 * part).float()
+                values = (token_ids_T + layer + 2 * part).float()
                 kv_pool[blocks, layer, part, offsets] = values[:, None, None].expand(-1, 1, 4)
-        logits = torch.zeros(len(batch.token_ids_T), self.vocab_size)
+        logits = np.zeros((len(batch.token_ids_T), self.vocab_size), dtype=np.float32)
         for span in batch.spans:
             held = kv_pool[span.block_ids]
             first_new = span.context_len - span.num_tokens

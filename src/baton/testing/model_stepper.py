@@ -6,11 +6,11 @@ Elsewhere: the engine, which makes those choices (engine/).
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from baton.kernels.interface import ForwardBatch, SequenceSpan
 from baton.kvcache.storage import SharedSegment
-from baton.models.kv_view import kv_view
 from baton.models.registry import Model
 
 
@@ -33,7 +33,7 @@ class ModelStepper:
         self._block_size = block_size
         layout = model.kv_layout("test", dtype, block_size)
         self._segment = SharedSegment(num_blocks * layout.block_bytes)
-        self.pool = kv_view(self._segment.view(), layout, num_blocks)
+        self.pool = model.kv_view(self._segment.view(), layout, num_blocks)
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(0))
         self._free_blocks = order.tolist()
 
@@ -61,13 +61,13 @@ class ModelStepper:
             last_rows.append(len(token_ids) - 1)
             sequence.num_tokens = end
         batch = ForwardBatch(
-            token_ids_T=torch.tensor(token_ids),
-            positions_T=torch.tensor(positions),
-            slots_T=torch.tensor(slots),
+            token_ids_T=np.array(token_ids, dtype=np.int64),
+            positions_T=np.array(positions, dtype=np.int64),
+            slots_T=np.array(slots, dtype=np.int64),
             spans=spans,
-            logit_rows=torch.tensor(list(range(len(token_ids))) if all_rows else last_rows),
+            logit_rows=np.array(range(len(token_ids)) if all_rows else last_rows, dtype=np.int64),
         )
-        return self._model.forward(batch, self.pool)
+        return torch.from_numpy(self._model.forward(batch, self.pool).copy())
 
     def prefill(self, prompt: list[int], chunk: int = 0) -> tuple[SteppedSequence, torch.Tensor]:
         """A new sequence and the logits of each of its rows, computed `chunk` tokens at a time

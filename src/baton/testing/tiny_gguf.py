@@ -1,15 +1,18 @@
 """Tiny GGUF files: the tiny Llama of tiny_models.py as llama.cpp's converter would write it.
 
-Elsewhere: reading GGUF (checkpoint/gguf.py), undoing the row order (models/gguf_source.py).
+Elsewhere: reading GGUF (checkpoint/gguf.py), undoing the row order (models/gguf_source.py), the
+types that the gguf package cannot write (k_quants.py).
 """
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from baton.testing.k_quants import KQuantName, quantize_k
 from baton.testing.tiny_models import Architecture, random_tensors, tiny_config
 from baton.testing.tiny_tokenizer import (
     CHAT_TEMPLATE,
@@ -18,7 +21,13 @@ from baton.testing.tiny_tokenizer import (
     train_tokenizer,
 )
 
-TensorTypeName = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0"]
+TensorTypeName = Literal["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"] | KQuantName
+TENSOR_TYPES: Final[tuple[TensorTypeName, ...]] = tuple(
+    name for literal in get_args(TensorTypeName) for name in get_args(literal)
+)
+
+_K_QUANT_SIZES: Final = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+"""K quants have blocks of 256 values, which the usual rows of 64 and 96 cannot fill."""
 
 _NAMES: Final = {
     "model.embed_tokens": "token_embd",
@@ -44,21 +53,30 @@ def write_tiny_gguf(
     seed: int = 0,
     *,
     tensor_type: TensorTypeName = "F16",
+    other_types: dict[str, TensorTypeName] | None = None,
     extra_tensors: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write the same weights that `write_tiny_model` writes for this seed, matrices as
-    `tensor_type` and vectors as F32. `extra_tensors` are added under their GGUF names."""
+    `tensor_type` and vectors as F32. The model is wider if there is a K quant among the types.
+
+    `other_types` are for matrices whose Hugging Face name has the key in it: {"v_proj": "Q6_K"}.
+    `extra_tensors` are added under their GGUF names.
+    """
     import gguf
 
     path.parent.mkdir(parents=True, exist_ok=True)
     config = tiny_config(architecture)
+    if any(_is_k_quant(kind) for kind in (tensor_type, *(other_types or {}).values())):
+        config |= _K_QUANT_SIZES
     writer = gguf.GGUFWriter(path, config["model_type"])
     _write_sizes(writer, config)
     _write_tokenizer(writer, config["vocab_size"])
     for name, tensor in random_tensors(config, seed).items():
         values = _reorder_rows(name, tensor, config).numpy()
-        kind = gguf.GGMLQuantizationType[tensor_type if values.ndim > 1 else "F32"]
-        writer.add_tensor(_gguf_name(name), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        own = [type_name for key, type_name in (other_types or {}).items() if key in name]
+        kind = "F32" if values.ndim == 1 else own[0] if own else tensor_type
+        raw_dtype = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(_gguf_name(name), _quantize(values, kind), raw_dtype=raw_dtype)
     for name, tensor in (extra_tensors or {}).items():
         writer.add_tensor(name, tensor.numpy().astype(np.float32))
     writer.write_header_to_file()
@@ -66,6 +84,19 @@ def write_tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _is_k_quant(kind: TensorTypeName) -> TypeGuard[KQuantName]:
+    return kind in get_args(KQuantName)
+
+
+def _quantize(values: npt.NDArray[np.float32], kind: TensorTypeName) -> npt.NDArray[Any]:
+    import gguf
+
+    if _is_k_quant(kind):
+        return quantize_k(values, kind)
+    raw: npt.NDArray[Any] = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    return raw
 
 
 def _write_sizes(writer: Any, config: dict[str, Any]) -> None:

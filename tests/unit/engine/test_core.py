@@ -118,7 +118,7 @@ def test_text_does_not_depend_on_batching_chunks_cache_or_preemption(
 @pytest.mark.parametrize("num_blocks", [1, 2, 9])
 def test_warming_up_leaves_nothing_behind(num_blocks: int) -> None:
     core = make_core(num_blocks=num_blocks)
-    core._runner.warm_up(context_length=200)
+    core._runner.warm_up(num_blocks=core.pool.num_blocks, context_length=200)
     core.submit(request("r", [3, 1], 2))
     assert tokens_of(run_dry(core)["r"]) == expected([3, 1], 2)
     assert core.pool.num_cached == core.pool.num_in_use == 0

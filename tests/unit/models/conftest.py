@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from baton.checkpoint import read_model_card
-from baton.models.registry import Model, load_model
+from baton.models.registry import LoadOptions, Model, load_model
 from baton.testing.model_stepper import ModelStepper
 from baton.testing.tiny_models import Architecture, write_tiny_model
+
+REFERENCE = LoadOptions(backend="torch")
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -36,11 +38,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Architect
 
 @pytest.fixture
 def open_stepper() -> Iterator[Callable[..., ModelStepper]]:
-    """Makes steppers, from a model or its path, and closes them at the end of the test."""
+    """Makes steppers, from a model or its path (run by the torch reference), and closes them at the
+    end of the test."""
     opened: list[ModelStepper] = []
 
     def make(model: Model | Path, **options: object) -> ModelStepper:
-        loaded = load_model(read_model_card(model)) if isinstance(model, Path) else model
+        loaded = load_model(read_model_card(model), REFERENCE) if isinstance(model, Path) else model
         opened.append(ModelStepper(loaded, **options))  # type: ignore[arg-type]
         return opened[-1]
 

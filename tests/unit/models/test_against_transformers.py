@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from baton.checkpoint import read_model_card
-from baton.models.registry import load_model
+from baton.models.registry import LoadOptions, load_model
 from baton.testing.model_stepper import ModelStepper, SteppedSequence
 from baton.testing.tiny_models import TINY_ARCHITECTURES, VOCAB_SIZE, Architecture
 
@@ -87,7 +87,10 @@ def test_bits_do_not_depend_on_chunks_or_batch(
 ) -> None:
     """The exactness contract through the whole model: a chunk of any size, a decode step and
     company in the batch all give the same logits to the last bit."""
-    stepper = open_stepper(load_model(read_model_card(tiny_folder(architecture))), dtype=dtype)
+    stepper = open_stepper(
+        load_model(read_model_card(tiny_folder(architecture)), LoadOptions(backend="torch")),
+        dtype=dtype,
+    )
     prompt = prompt_of(70, seed=2)
     _, expected = stepper.prefill(prompt)
     for chunk in (1, 7, 32):

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from baton.checkpoint import GgufFile, default_cache_dir, read_model_card, resolve_model
 from baton.checkpoint.progress import SilentProgress
 from baton.models.gguf_source import GgufSource
-from baton.models.registry import load_model, read_config
+from baton.models.registry import LoadOptions, load_model, read_config
 from baton.testing.model_stepper import ModelStepper
 
 NUM_NEW_TOKENS = 64
@@ -42,7 +42,7 @@ class Embedded:
 def embedded() -> Iterator[Embedded]:
     path = resolve_model(None, cache_dir=default_cache_dir(os.environ), progress=SilentProgress())
     file = GgufFile(path)
-    stepper = ModelStepper(load_model(read_model_card(path)))
+    stepper = ModelStepper(load_model(read_model_card(path), LoadOptions(backend="torch")))
     yield Embedded(stepper, reference_model(file), tokenizer_of(file.metadata))
     stepper.close()
 

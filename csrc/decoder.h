@@ -1,0 +1,87 @@
+// The decoder of the Llama family: the loop over its layers, written over the kernels.
+//
+// It mirrors models/llama.py line by line; it exists because a step of a small model is over before
+// Python would have made its few hundred calls.
+// Elsewhere: what each kernel computes (kernels.h), weights (models/native_decoder.py).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+#include "multiply.h"
+#include "thread_pool.h"
+
+namespace baton {
+
+struct DecoderConfig {
+  int32_t num_heads;
+  int32_t num_kv_heads;
+  int32_t head_dim;
+  int32_t hidden_size;
+  int32_t intermediate_size;
+  float rms_norm_eps;
+  int32_t window;  // 0: none
+};
+
+struct DecoderLayer {
+  const float* attention_norm;  // hidden_size
+  Linear qkv;                   // queries, keys, values side by side
+  const float* q_norm;          // head_dim, or null
+  const float* k_norm;
+  Linear o;
+  const float* mlp_norm;
+  Linear gate_up;  // one part with gate and up panels in turn, or two parts
+  Linear down;
+};
+
+struct DecoderInput {
+  int num_tokens;
+  const int64_t* token_ids;
+  const int64_t* slots;
+  const float* cos;  // num_tokens x head_dim / 2
+  const float* sin;
+  const Span* spans;
+  int num_spans;
+  const int64_t* logit_rows;
+  int num_logit_rows;
+};
+
+enum Stage { kEmbed, kQkv, kRotary, kAttention, kOutput, kGateUp, kDown, kLogits, kNumStages };
+
+class Decoder {
+ public:
+  Decoder(const KernelTable& kernels, ThreadPool& threads, const DecoderConfig& config,
+          const PackedWeight& embedding, const float* final_norm, Linear lm_head);
+
+  void add_layer(DecoderLayer layer) { layers_.push_back(std::move(layer)); }
+
+  // Logits of the wanted rows, num_logit_rows x vocabulary. `kv` is layer 0 of the pool; layers
+  // are `layer_bytes` apart in a block.
+  void forward(const DecoderInput& input, KvLayer kv, int64_t layer_bytes, float* logits);
+
+  // Nanoseconds spent in each stage since the start.
+  const std::array<int64_t, kNumStages>& stage_ns() const { return stage_ns_; }
+
+ private:
+  void attend(const DecoderLayer& layer, const DecoderInput& input, const KvLayer& kv);
+  void finish_layer(const DecoderLayer& layer, int num_rows);
+  void select_rows(const DecoderInput& input);
+  void count(Stage stage);
+
+  const KernelTable& kernels_;
+  ThreadPool& threads_;
+  const DecoderConfig config_;
+  const PackedWeight embedding_;
+  const float* const final_norm_;
+  const Linear lm_head_;
+  std::vector<DecoderLayer> layers_;
+
+  std::vector<float> x_, qkv_, attended_, gated_, halves_, selected_;
+  ActivationBuffer activations_;
+  std::array<int64_t, kNumStages> stage_ns_{};
+  int64_t last_ns_ = 0;
+};
+
+}  // namespace baton

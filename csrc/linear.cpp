@@ -1,0 +1,338 @@
+// Matrix products of a few or many rows with a packed weight: y = x Wᵀ.
+//
+// A tile is MR rows times two panels (32 output features), its sums in registers. Each output has a
+// lane of its own, which takes its inputs in order: groups one after the other, and in a group the
+// exact integer sum. How rows are cut into tiles therefore never shows.
+// Elsewhere: how activations are rounded (rows.cpp), threads (decoder.cpp), the layout (kernels.h).
+#include "activation.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace baton::BATON_ISA {
+namespace {
+
+constexpr int kPanels = 2;
+
+// How many rows a tile can have, by the number of registers (portable: by how long compilers take).
+// Integer sums of groups need a second set of registers beside the float sums.
+#if defined(BATON_ISA_avx512)
+constexpr int kGroupedRows = 6, kPlainRows = 8;
+#elif defined(BATON_ISA_avx2)
+constexpr int kGroupedRows = 2, kPlainRows = 3;
+#else
+constexpr int kGroupedRows = 1, kPlainRows = 1;
+#endif
+
+BATON_INLINE int32_t four_bytes(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return four;
+}
+
+BATON_INLINE uint32_t pair_at(const uint16_t* p) {
+  uint32_t pair;
+  std::memcpy(&pair, p, sizeof pair);
+  return pair;
+}
+
+template <bool kHalf>
+BATON_INLINE F32 load_scales(const uint8_t* p) {
+  if constexpr (kHalf) return load_half(reinterpret_cast<const uint16_t*>(p));
+  return load(reinterpret_cast<const float*>(p));
+}
+
+template <int kBits, int kWeightGroup, bool kHalf, bool kMin>
+struct GroupedTile {
+  static constexpr int kMaxRows = kGroupedRows;
+
+  template <int MR>
+  static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
+                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+    constexpr int kScaleBytes = kPanelRows * (kHalf ? 2 : 4);
+    constexpr int kHeader = kScaleBytes * (kMin ? 2 : 1);
+    constexpr int kGroupBytes = kHeader + kPanelRows * kWeightGroup * kBits / 8;
+    constexpr int kParts = kGroup / kWeightGroup;
+    const int num_in = w.num_in, num_groups = num_in / kGroup;
+    const int8_t* values = x.values + int64_t(row) * num_in;
+    const float* scales = x.scales + int64_t(row) * num_groups;
+    const float* scaled_sums = x.scaled_sums + int64_t(row) * num_groups;
+    const int32_t* sums = x.sums + int64_t(row) * 2 * num_groups;
+    const uint8_t* p0 = panels[0];
+    const uint8_t* p1 = panels[1];
+    for (int g = 0; g < num_groups; ++g) {
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        I32 acc[MR][kPanels];
+#pragma GCC unroll 12
+        for (int r = 0; r < MR; ++r) {
+          I32 start = izero();
+          if constexpr (!kMin) {
+            const int32_t* own = sums + r * 2 * num_groups + 2 * g;
+            const int32_t sum = kParts == 1 ? own[0] + own[1] : own[part];
+            start = isplat(-w.zero_point * sum);
+          }
+          acc[r][0] = acc[r][1] = start;
+        }
+        const int8_t* inputs = values + g * kGroup + part * kWeightGroup;
+        multiply<MR>(p0 + kHeader, p1 + kHeader, inputs, num_in, acc);
+        const F32 scale0 = load_scales<kHalf>(p0), scale1 = load_scales<kHalf>(p1);
+#pragma GCC unroll 12
+        for (int r = 0; r < MR; ++r) {
+          const F32 own = splat(scales[r * num_groups + g]);
+          y[r][0] = fma(mul(to_float(acc[r][0]), own), scale0, y[r][0]);
+          y[r][1] = fma(mul(to_float(acc[r][1]), own), scale1, y[r][1]);
+        }
+        if constexpr (kMin) {
+          const F32 min0 = load_scales<kHalf>(p0 + kScaleBytes);
+          const F32 min1 = load_scales<kHalf>(p1 + kScaleBytes);
+#pragma GCC unroll 12
+          for (int r = 0; r < MR; ++r) {
+            // With two weight groups of 16, the sum belongs to each half; see `kMin` forms: all 32.
+            const F32 sum = splat(scaled_sums[r * num_groups + g]);
+            y[r][0] = fma(sum, min0, y[r][0]);
+            y[r][1] = fma(sum, min1, y[r][1]);
+          }
+        }
+        p0 += kGroupBytes;
+        p1 += kGroupBytes;
+      }
+    }
+  }
+
+ private:
+  template <int MR>
+  static BATON_INLINE void multiply(const uint8_t* p0, const uint8_t* p1, const int8_t* inputs,
+                                    int stride, I32 acc[MR][kPanels]) {
+    if constexpr (kBits == 4) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kWeightGroup / 8; ++c) {
+        const U8x64 raw0 = load_bytes(p0 + 64 * c), raw1 = load_bytes(p1 + 64 * c);
+        {
+          const U8x64 w0 = low_nibbles(raw0), w1 = low_nibbles(raw1);
+#pragma GCC unroll 12
+          for (int r = 0; r < MR; ++r) {
+            const int32_t four = four_bytes(inputs + int64_t(r) * stride + 8 * c);
+            acc[r][0] = dot4_nibbles(acc[r][0], w0, four);
+            acc[r][1] = dot4_nibbles(acc[r][1], w1, four);
+          }
+        }
+        const U8x64 w0 = high_nibbles(raw0), w1 = high_nibbles(raw1);
+#pragma GCC unroll 12
+        for (int r = 0; r < MR; ++r) {
+          const int32_t four = four_bytes(inputs + int64_t(r) * stride + 8 * c + 4);
+          acc[r][0] = dot4_nibbles(acc[r][0], w0, four);
+          acc[r][1] = dot4_nibbles(acc[r][1], w1, four);
+        }
+      }
+    } else {
+#pragma GCC unroll 8
+      for (int c = 0; c < kWeightGroup / 4; ++c) {
+        const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
+#pragma GCC unroll 12
+        for (int r = 0; r < MR; ++r) {
+          const int32_t four = four_bytes(inputs + int64_t(r) * stride + 4 * c);
+          acc[r][0] = dot4(acc[r][0], w0, four);
+          acc[r][1] = dot4(acc[r][1], w1, four);
+        }
+      }
+    }
+  }
+};
+
+// 8 bit with one scale per output feature and one per row: a single integer sum over all inputs.
+struct PerChannelTile {
+  static constexpr int kMaxRows = kPlainRows;
+
+  template <int MR>
+  static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
+                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+    const int num_in = w.num_in;
+    const int8_t* inputs = x.values + int64_t(row) * num_in;
+    const uint8_t* p0 = panels[0] + 4 * kPanelRows;
+    const uint8_t* p1 = panels[1] + 4 * kPanelRows;
+    I32 acc[MR][kPanels];
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r)
+      acc[r][0] = acc[r][1] = isplat(-w.zero_point * x.sums[row + r]);
+#pragma GCC unroll 2
+    for (int c = 0; c < num_in / 4; ++c) {
+      const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) {
+        const int32_t four = four_bytes(inputs + int64_t(r) * num_in + 4 * c);
+        acc[r][0] = dot4(acc[r][0], w0, four);
+        acc[r][1] = dot4(acc[r][1], w1, four);
+      }
+    }
+    const F32 scale0 = load_scales<false>(panels[0]), scale1 = load_scales<false>(panels[1]);
+#pragma GCC unroll 12
+    for (int r = 0; r < MR; ++r) {
+      const F32 own = splat(x.scales[row + r]);
+      y[r][0] = mul(mul(to_float(acc[r][0]), own), scale0);
+      y[r][1] = mul(mul(to_float(acc[r][1]), own), scale1);
+    }
+  }
+};
+
+struct Bf16Tile {
+  static constexpr int kMaxRows = kPlainRows;
+
+  template <int MR>
+  static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
+                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+    const int num_in = w.num_in;
+    const uint16_t* inputs = x.bf16 + int64_t(row) * num_in;
+    const uint16_t* p0 = reinterpret_cast<const uint16_t*>(panels[0]);
+    const uint16_t* p1 = reinterpret_cast<const uint16_t*>(panels[1]);
+#pragma GCC unroll 2
+    for (int k = 0; k < num_in / 2; ++k) {
+      const B16x32 w0 = load_pairs(p0 + 32 * k), w1 = load_pairs(p1 + 32 * k);
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) {
+        const B16x32 pair = splat_pair(pair_at(inputs + int64_t(r) * num_in + 2 * k));
+        y[r][0] = dot2(y[r][0], w0, pair);
+        y[r][1] = dot2(y[r][1], w1, pair);
+      }
+    }
+  }
+};
+
+struct F32Tile {
+  static constexpr int kMaxRows = kPlainRows;
+
+  template <int MR>
+  static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
+                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+    const int num_in = w.num_in;
+    const float* inputs = x.f32 + int64_t(row) * num_in;
+    const float* p0 = reinterpret_cast<const float*>(panels[0]);
+    const float* p1 = reinterpret_cast<const float*>(panels[1]);
+#pragma GCC unroll 2
+    for (int k = 0; k < num_in; ++k) {
+      const F32 w0 = load(p0 + 16 * k), w1 = load(p1 + 16 * k);
+#pragma GCC unroll 12
+      for (int r = 0; r < MR; ++r) {
+        const F32 one = splat(inputs[int64_t(r) * num_in + k]);
+        y[r][0] = fma(one, w0, y[r][0]);
+        y[r][1] = fma(one, w1, y[r][1]);
+      }
+    }
+  }
+};
+
+BATON_INLINE F32 load_bias(const LinearArgs& args, int column) {
+  if (args.bias == nullptr) return zero();
+  const int num_valid = args.weight->num_out - column;
+  if (num_valid >= kLanes) return load(args.bias + column);
+  float own[kLanes] = {};
+  std::memcpy(own, args.bias + column, sizeof(float) * num_valid);
+  return load(own);
+}
+
+BATON_INLINE void write(const LinearArgs& args, int row, int column, F32 y) {
+  float* at = args.y + row * args.y_stride + column;
+  const int num_valid = args.weight->num_out - column;
+  if (num_valid >= kLanes) {
+    store(at, args.epilogue == Epilogue::kAdd ? add(load(at), y) : y);
+    return;
+  }
+  float result[kLanes];
+  store(result, y);
+  for (int i = 0; i < num_valid; ++i)
+    at[i] = args.epilogue == Epilogue::kAdd ? at[i] + result[i] : result[i];
+}
+
+// What becomes of a tile's sums. Apart from the tiles so that it is compiled once.
+__attribute__((noinline)) void finish(const LinearArgs& args, int row, int num_rows, int panel,
+                                      bool has_second, const float (*sums)[kPanels][kLanes]) {
+  const int column = panel * kPanelRows;
+  const F32 bias0 = load_bias(args, column);
+  const F32 bias1 = has_second ? load_bias(args, column + kPanelRows) : zero();
+  for (int r = 0; r < num_rows; ++r) {
+    F32 y0 = load(sums[r][0]), y1 = load(sums[r][1]);
+    if (args.bias != nullptr) {
+      y0 = add(y0, bias0);
+      y1 = add(y1, bias1);
+    }
+    if (args.epilogue == Epilogue::kSiluMul) {
+      store(args.y + (row + r) * args.y_stride + column / 2, mul(silu(y0), y1));
+      continue;
+    }
+    write(args, row + r, column, y0);
+    if (has_second) write(args, row + r, column + kPanelRows, y1);
+  }
+}
+
+template <class Tile, int MR>
+__attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int panel,
+                                        int panel_end) {
+  const PackedWeight& w = *args.weight;
+  const bool has_second = panel + 1 < panel_end;
+  const uint8_t* first = w.data + panel * w.panel_bytes;
+  // An odd last panel is multiplied twice and written once.
+  const uint8_t* const panels[kPanels] = {first, has_second ? first + w.panel_bytes : first};
+  F32 y[MR][kPanels];
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r) y[r][0] = y[r][1] = zero();
+  Tile::template run<MR>(w, *args.x, row, panels, y);
+  alignas(64) float sums[MR][kPanels][kLanes];
+#pragma GCC unroll 12
+  for (int r = 0; r < MR; ++r) {
+    store(sums[r][0], y[r][0]);
+    store(sums[r][1], y[r][1]);
+  }
+  finish(args, row, MR, panel, has_second, sums);
+}
+
+template <class Tile, int MR = Tile::kMaxRows>
+BATON_INLINE void run_tile_of(int num_rows, const LinearArgs& args, int row, int panel,
+                              int panel_end) {
+  if (num_rows == MR) {
+    run_tile<Tile, MR>(args, row, panel, panel_end);
+  } else if constexpr (MR > 1) {
+    run_tile_of<Tile, MR - 1>(num_rows, args, row, panel, panel_end);
+  }
+}
+
+template <class Tile>
+void multiply(const LinearArgs& args, int row_begin, int row_end, int panel_begin, int panel_end) {
+  const int num_rows = row_end - row_begin;
+  const int num_tiles = (num_rows + Tile::kMaxRows - 1) / Tile::kMaxRows;
+  // The rows of a tile stay in the first-level cache while panels stream by from the second.
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    const int begin = row_begin + int(int64_t(num_rows) * tile / num_tiles);
+    const int end = row_begin + int(int64_t(num_rows) * (tile + 1) / num_tiles);
+    for (int panel = panel_begin; panel < panel_end; panel += kPanels)
+      run_tile_of<Tile>(end - begin, args, begin, panel, panel_end);
+  }
+}
+
+}  // namespace
+
+void linear(const LinearArgs& args, int row_begin, int row_end, int panel_begin, int panel_end) {
+  const PackedWeight& w = *args.weight;
+  const auto run = [&](auto tile) {
+    multiply<decltype(tile)>(args, row_begin, row_end, panel_begin, panel_end);
+  };
+  const bool is_half = w.has_half_scales;
+  switch (w.form) {
+    case WeightForm::kBf16:
+      return run(Bf16Tile{});
+    case WeightForm::kF32:
+      return run(F32Tile{});
+    case WeightForm::kUint4:
+      if (w.has_min)
+        return is_half ? run(GroupedTile<4, 32, true, true>{}) : run(GroupedTile<4, 32, false, true>{});
+      return is_half ? run(GroupedTile<4, 32, true, false>{}) : run(GroupedTile<4, 32, false, false>{});
+    case WeightForm::kUint8:
+      if (w.group == w.num_in && args.x->form == ActivationForm::kInt8Row)
+        return run(PerChannelTile{});
+      if (w.group == 16)
+        return is_half ? run(GroupedTile<8, 16, true, false>{}) : run(GroupedTile<8, 16, false, false>{});
+      if (w.has_min)
+        return is_half ? run(GroupedTile<8, 32, true, true>{}) : run(GroupedTile<8, 32, false, true>{});
+      return is_half ? run(GroupedTile<8, 32, true, false>{}) : run(GroupedTile<8, 32, false, false>{});
+  }
+}
+
+}  // namespace baton::BATON_ISA

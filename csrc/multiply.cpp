@@ -1,0 +1,119 @@
+#include "multiply.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace baton {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int kRowsPerPreparation = 16;
+
+// A multiple of every tile height (linear.cpp). 96 rows of a few thousand int8 inputs stay in a
+// second-level cache while all panels pass by.
+constexpr int kRowsPerPiece = 96;
+
+// Long enough that handing out pieces costs nothing, short enough that a thread without a core, or
+// a neighbour with higher priority, waits for little.
+constexpr double kPieceNs = 15000.0;
+constexpr double kOpsPerNs = 350.0, kBytesPerNs = 16.0;
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+int pairs_per_piece(const PackedWeight& weight, int num_rows, int num_pairs, int num_threads) {
+  const double ops = 2.0 * num_rows * 2 * kPanelRows * weight.num_in;
+  const double ns = std::max(ops / kOpsPerNs, 2.0 * double(weight.panel_bytes) / kBytesPerNs);
+  const int wanted = std::max(1, int(kPieceNs / ns));
+  const int fair = std::max(1, num_pairs / (2 * num_threads));
+  return std::min(wanted, fair);
+}
+
+}  // namespace
+
+ActivationForm activation_form(const PackedWeight& weight) {
+  switch (weight.form) {
+    case WeightForm::kBf16:
+      return ActivationForm::kBf16;
+    case WeightForm::kF32:
+      return ActivationForm::kF32;
+    default:
+      // For 32 inputs a group is a row.
+      return weight.group == weight.num_in && weight.group != kGroup ? ActivationForm::kInt8Row
+                                                                     : ActivationForm::kInt8Group;
+  }
+}
+
+const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, int num_in) {
+  const int64_t elements = int64_t(num_rows) * num_in;
+  const bool is_grouped = form == ActivationForm::kInt8Group;
+  const int64_t num_scales = is_grouped ? elements / kGroup : num_rows;
+  const int64_t num_sums = is_grouped ? elements / kSumGroup : num_rows;
+  const bool is_int8 = is_grouped || form == ActivationForm::kInt8Row;
+  const int64_t value_bytes = is_int8 ? 1 : form == ActivationForm::kBf16 ? 2 : 4;
+  std::vector<uint8_t>& memory = memory_[int(form)];
+  const size_t needed = size_t(kAlignment + aligned(elements * value_bytes) +
+                               2 * aligned(num_scales * 4) + aligned(num_sums * 4));
+  if (memory.size() < needed) memory.resize(needed);
+  uint8_t* at = memory.data();
+  at += (kAlignment - int64_t(reinterpret_cast<uintptr_t>(at) % kAlignment)) % kAlignment;
+  Activations& x = activations_[int(form)];
+  x = {};
+  x.form = form;
+  x.num_in = num_in;
+  if (form == ActivationForm::kBf16) {
+    x.bf16 = reinterpret_cast<uint16_t*>(at);
+  } else if (form == ActivationForm::kF32) {
+    x.f32 = reinterpret_cast<float*>(at);
+  } else {
+    x.values = reinterpret_cast<int8_t*>(at);
+    at += aligned(elements);
+    x.scales = reinterpret_cast<float*>(at);
+    at += aligned(num_scales * 4);
+    x.scaled_sums = reinterpret_cast<float*>(at);
+    at += aligned(num_scales * 4);
+    x.sums = reinterpret_cast<int32_t*>(at);
+  }
+  return x;
+}
+
+void prepare(const KernelTable& kernels, ThreadPool& threads, const Linear& linear, const float* x,
+             int64_t x_stride, int num_rows, const float* norm_weight, float eps,
+             ActivationBuffer& buffer) {
+  bool is_done[4] = {};
+  for (const LinearPart& part : linear.parts) {
+    const ActivationForm form = activation_form(part.weight);
+    if (std::exchange(is_done[int(form)], true)) continue;
+    const Activations& out = buffer.reserve(form, num_rows, linear.num_in);
+    for_rows(threads, num_rows, kRowsPerPreparation, [&](int begin, int end) {
+      if (norm_weight != nullptr)
+        kernels.rms_norm_quantize(x, x_stride, norm_weight, eps, begin, end, out);
+      else
+        kernels.quantize(x, x_stride, begin, end, out);
+    });
+  }
+}
+
+void multiply(const KernelTable& kernels, ThreadPool& threads, const Linear& linear,
+              const ActivationBuffer& buffer, int num_rows, float* y, int64_t y_stride,
+              Epilogue epilogue) {
+  for (const LinearPart& part : linear.parts) {
+    const PackedWeight& weight = part.weight;
+    const LinearArgs args{&weight, &buffer.get(activation_form(weight)), part.bias,
+                          y + part.column, y_stride, epilogue};
+    const int num_panels = (weight.num_out + kPanelRows - 1) / kPanelRows;
+    const int num_pairs = (num_panels + 1) / 2;
+    const int num_row_blocks = (num_rows + kRowsPerPiece - 1) / kRowsPerPiece;
+    const int rows_per_block = std::min(num_rows, kRowsPerPiece);
+    const int width = pairs_per_piece(weight, rows_per_block, num_pairs, threads.num_threads());
+    const int num_ranges = (num_pairs + width - 1) / width;
+    const auto piece = [&](int index, int) {
+      const int row = index / num_ranges * kRowsPerPiece;
+      const int panel = index % num_ranges * width * 2;
+      kernels.linear(args, row, std::min(row + kRowsPerPiece, num_rows), panel,
+                     std::min(panel + 2 * width, num_panels));
+    };
+    threads.run(num_row_blocks * num_ranges, piece);
+  }
+}
+
+}  // namespace baton

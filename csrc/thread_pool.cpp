@@ -1,0 +1,137 @@
+#include "thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace baton {
+namespace {
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::atomic_signal_fence(std::memory_order_seq_cst);
+#endif
+}
+
+int64_t now_ns() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+constexpr int kPausesPerClockRead = 32;
+constexpr int kPausesBeforeYield = 2000;
+
+// Fields of a ticket: 16 bits of job number, 24 of piece count, 24 of next piece.
+constexpr int kPieceBits = 24;
+constexpr uint64_t kPieceMask = (1u << kPieceBits) - 1;
+constexpr int kJobShift = 2 * kPieceBits;
+
+uint64_t job_of(uint64_t ticket) { return ticket >> kJobShift; }
+uint64_t count_of(uint64_t ticket) { return (ticket >> kPieceBits) & kPieceMask; }
+uint64_t next_of(uint64_t ticket) { return ticket & kPieceMask; }
+
+}  // namespace
+
+ThreadPool::ThreadPool(int num_threads, std::vector<int> cores, int64_t spin_ns)
+    : cores_(std::move(cores)), spin_ns_(spin_ns) {
+  for (int thread = 1; thread < num_threads; ++thread)
+    workers_.emplace_back([this, thread] { work(thread); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard lock(mutex_);
+    is_stopping_ = true;
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(int num_pieces, Piece function, void* job) {
+  if (num_pieces <= 0) return;
+  if (num_pieces == 1 || workers_.empty()) {
+    for (int piece = 0; piece < num_pieces; ++piece) function(job, piece, 0);
+    return;
+  }
+  function_ = function;
+  job_ = job;
+  num_done_.store(0, std::memory_order_relaxed);
+  const uint64_t job_number = job_of(ticket_.load(std::memory_order_relaxed)) + 1;
+  ticket_.store(job_number << kJobShift | uint64_t(num_pieces) << kPieceBits,
+                std::memory_order_seq_cst);
+  if (num_sleeping_.load(std::memory_order_seq_cst) > 0) {
+    std::lock_guard lock(mutex_);  // A thread about to sleep looks at the ticket under it.
+    wake_.notify_all();
+  }
+  take_pieces(0);
+  for (int i = 0; num_done_.load(std::memory_order_acquire) < num_pieces; ++i) {
+    pause_briefly();
+    // The last piece's thread may have lost its core: let it have this one.
+    if (i > kPausesBeforeYield) sched_yield();
+  }
+}
+
+void ThreadPool::take_pieces(int thread) {
+  for (;;) {
+    const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+    const uint64_t piece = next_of(ticket);
+    if (piece >= count_of(ticket)) return;
+    function_(job_, int(piece), thread);
+    num_done_.fetch_add(1, std::memory_order_release);
+  }
+}
+
+bool ThreadPool::wait_for_job(uint64_t seen) {
+  const auto has_job = [&] {
+    return job_of(ticket_.load(std::memory_order_seq_cst)) != seen || is_stopping_;
+  };
+  const int64_t give_up = now_ns() + spin_ns_;
+  do {
+    for (int i = 0; i < kPausesPerClockRead; ++i) {
+      if (has_job()) return !is_stopping_;
+      pause_briefly();
+    }
+  } while (now_ns() < give_up);
+  std::unique_lock lock(mutex_);
+  num_sleeping_.fetch_add(1, std::memory_order_seq_cst);
+  wake_.wait(lock, has_job);
+  num_sleeping_.fetch_sub(1, std::memory_order_relaxed);
+  return !is_stopping_;
+}
+
+void ThreadPool::work(int thread) {
+  DenormalsOff denormals_off;
+  if (size_t(thread) <= cores_.size()) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cores_[size_t(thread) - 1], &set);
+    pthread_setaffinity_np(pthread_self(), sizeof set, &set);
+  }
+  uint64_t seen = 0;
+  while (wait_for_job(seen)) {
+    seen = job_of(ticket_.load(std::memory_order_acquire));
+    take_pieces(thread);
+  }
+}
+
+DenormalsOff::DenormalsOff() : saved_(0) {
+#if defined(__x86_64__)
+  saved_ = _mm_getcsr();
+  _mm_setcsr(saved_ | 0x8040);  // flush results to zero, read denormals as zero
+#endif
+}
+
+DenormalsOff::~DenormalsOff() {
+#if defined(__x86_64__)
+  _mm_setcsr(saved_);
+#endif
+}
+
+}  // namespace baton

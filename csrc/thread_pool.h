@@ -1,0 +1,77 @@
+// Threads that work through numbered pieces of a job together.
+//
+// Pieces are handed out one by one, so a thread that the system takes off its core holds up no more
+// than the piece it has. Waiting spins for a short time (a step has a hundred small jobs, and waking
+// a sleeping thread takes longer than some of them), then sleeps, so that an idle engine costs
+// nothing and a neighbour's threads get the core.
+//
+// Invariant: which thread does which piece never shows in a result.
+// Elsewhere: what a piece is (decoder.cpp, linear.cpp, attention.cpp).
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace baton {
+
+class ThreadPool {
+ public:
+  // `num_threads` counts the caller of `run`. `cores` are the ones to pin the others to, in order
+  // (empty: let the system choose); the caller pins itself.
+  ThreadPool(int num_threads, std::vector<int> cores, int64_t spin_ns);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return int(workers_.size()) + 1; }
+
+  using Piece = void (*)(void* job, int piece, int thread);
+
+  // Calls `function(job, piece, thread)` once for each piece in [0, num_pieces); returns when all
+  // are done. One caller at a time.
+  void run(int num_pieces, Piece function, void* job);
+
+  template <class F>
+  void run(int num_pieces, const F& f) {
+    run(num_pieces, [](void* job, int piece, int thread) { (*static_cast<const F*>(job))(piece, thread); },
+        const_cast<F*>(&f));
+  }
+
+ private:
+  void work(int thread);
+  void take_pieces(int thread);
+  bool wait_for_job(uint64_t seen);
+
+  std::vector<std::thread> workers_;
+  std::vector<int> cores_;
+  const int64_t spin_ns_;
+
+  // The job: written before `ticket_` announces it, read only by who holds a piece of it.
+  Piece function_ = nullptr;
+  void* job_ = nullptr;
+
+  // The number of the job, of its pieces, and of the next piece, in one word: taking a piece and
+  // knowing that there is one is a single step, however late a thread comes.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int> num_done_{0};
+  alignas(64) std::atomic<int> num_sleeping_{0};
+  std::atomic<bool> is_stopping_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// While it lives, this thread flushes denormals to zero (see simd.h).
+class DenormalsOff {
+ public:
+  DenormalsOff();
+  ~DenormalsOff();
+
+ private:
+  unsigned saved_;
+};
+
+}  // namespace baton

@@ -1,0 +1,151 @@
+"""Signatures of the C++ module (csrc/bindings.cpp). Sizes are checked: ValueError names what is
+wrong. Arrays are taken in place; outputs are written to `y`, `out`, `logits`.
+
+Shapes as in csrc/kernels.h.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+Int64s = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+def available_isas() -> list[str]:
+    """Instruction sets that this CPU runs, best first: of avx512, avx2, portable."""
+
+class Weight:
+    """`PackedWeight`; keeps `data` alive."""
+
+    num_out: int
+    num_in: int
+    def __init__(
+        self,
+        form: int,
+        num_out: int,
+        num_in: int,
+        group: int,
+        zero_point: int,
+        has_half_scales: bool,
+        has_min: bool,
+        panel_bytes: int,
+        data: Bytes,
+    ) -> None: ...
+
+class Linear:
+    num_out: int
+    num_in: int
+    def __init__(self, parts: list[tuple[Weight, Floats | None]]) -> None: ...
+
+class Pool:
+    """KV blocks over `memory`, in the `lanes` form."""
+
+    num_blocks: int
+    def __init__(
+        self,
+        memory: Bytes,
+        num_layers: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        is_int8: bool,
+    ) -> None: ...
+
+class Kernels:
+    """One instruction set's kernels and the threads to run them on. Not reentrant."""
+
+    isa: str
+    num_threads: int
+    def __init__(
+        self,
+        num_threads: int,
+        isa: str | None = None,
+        cores: list[int] = ...,
+        spin_us: float = ...,
+    ) -> None: ...
+    def linear(
+        self,
+        linear: Linear,
+        x: Floats,
+        y: Floats,
+        epilogue: int = 0,
+        norm_weight: Floats | None = None,
+        eps: float = 0.0,
+    ) -> None:
+        """y = x Wᵀ (+ bias), with `norm_weight` of x normalized. Epilogue 0 stores, 1 adds to y,
+        2 is silu(gate) * up over panels of gate and up in turn."""
+
+    def rms_norm(self, x: Floats, weight: Floats, eps: float, y: Floats) -> None: ...
+    def silu_mul(self, gate: Floats, up: Floats, y: Floats) -> None: ...
+    def embed(self, table: Weight, ids: Int64s, y: Floats) -> None: ...
+    def rotary_write(
+        self,
+        pool: Pool,
+        layer: int,
+        qkv: Floats,
+        num_heads: int,
+        q_norm: Floats | None,
+        k_norm: Floats | None,
+        eps: float,
+        cos: Floats,
+        sin: Floats,
+        slots: Int64s,
+    ) -> None: ...
+    def attention(
+        self,
+        pool: Pool,
+        layer: int,
+        q: Floats,
+        num_heads: int,
+        spans: list[tuple[int, int, int]],
+        block_ids: list[list[int]],
+        scale: float,
+        window: int,
+        out: Floats,
+    ) -> None:
+        """`spans`: (first row, rows, context length) each; `window` 0: all keys."""
+
+class Decoder:
+    def __init__(
+        self,
+        kernels: Kernels,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        hidden_size: int,
+        intermediate_size: int,
+        eps: float,
+        window: int,
+        embedding: Weight,
+        norm: Floats,
+        lm_head: Linear,
+    ) -> None: ...
+    def add_layer(
+        self,
+        attention_norm: Floats,
+        qkv: Linear,
+        q_norm: Floats | None,
+        k_norm: Floats | None,
+        o: Linear,
+        mlp_norm: Floats,
+        gate_up: Linear,
+        down: Linear,
+    ) -> None: ...
+    def forward(
+        self,
+        pool: Pool,
+        token_ids: Int64s,
+        slots: Int64s,
+        cos: Floats,
+        sin: Floats,
+        spans: list[tuple[int, int, int]],
+        block_ids: list[list[int]],
+        logit_rows: Int64s,
+        logits: Floats,
+    ) -> None: ...
+    def stage_seconds(self) -> dict[str, float]:
+        """Time spent in each stage of `forward` since the start."""
+
+def __getattr__(name: str) -> Any: ...
