@@ -7,6 +7,23 @@ namespace baton::BATON_ISA {
 
 constexpr float kLog2E = 1.4426950408889634f;
 
+constexpr float kMaxInt8 = 127.0f;
+
+// How values of up to `magnitude` become int8: q = nearest(x * inverse), x = scale * q. The factor is
+// the reciprocal, as GGUF's own form for activations has it (Q8_1 of ggml).
+struct Int8Rounding {
+  float scale;    // NaN where a value is not finite, so that it shows in every result
+  float inverse;  // 0 where the scale would be a denormal, or is NaN
+
+  explicit BATON_INLINE Int8Rounding(float magnitude) : scale(magnitude / kMaxInt8), inverse(0) {
+    if ((bits_of(magnitude) & 0x7f800000u) == 0x7f800000u) scale = float_of(0x7fc00000u);
+    if (scale > 0.0f) inverse = kMaxInt8 / magnitude;
+  }
+  BATON_INLINE I32 round(F32 x) const {
+    return inverse == 0.0f ? izero() : to_int(mul(x, splat(inverse)));
+  }
+};
+
 // x / (1 + e^-x)
 BATON_INLINE F32 silu(F32 x) {
   const F32 power = exp2(mul(x, splat(-kLog2E)));

@@ -5,11 +5,10 @@
 // threads at once, or by one, with the same bits.
 // A piece is some neighbouring tokens of a span with all query heads that share a kv head. Where a
 // span has too few rows to spread, each of its segments is a piece of its own, merged afterwards.
-// Elsewhere: rows against a tile (attention_tile.h), the pool's layout (kernels.h, kv_cache.h).
-#include <algorithm>
-#include <cstdlib>
-
+// Elsewhere: rows against a tile (attention_tile.h), the memory that a piece works in
+// (attention_work.h), the pool's layout (kernels.h, kv_cache.h).
 #include "attention_tile.h"
+#include "attention_work.h"
 #include "kernels.h"
 #include "kv_cache.h"
 #include "simd.h"
@@ -24,87 +23,11 @@ constexpr int kSegmentKeys = 512;
 // enough to leave room for it there.
 constexpr int kPieceRows = 48;
 
-// Memory that grows and is kept from call to call.
-class Scratch {
- public:
-  Scratch() = default;
-  ~Scratch() { std::free(memory_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+// With so few tiles of rows, memory is slower than arithmetic.
+constexpr int kFewTiles = 2;
 
-  // At least `size` bytes, aligned to 64; what was there is lost.
-  uint8_t* reserve(int64_t size) {
-    if (size > size_) {
-      std::free(memory_);
-      size_ = (size + 63) / 64 * 64;
-      memory_ = static_cast<uint8_t*>(std::aligned_alloc(64, size_t(size_)));
-      if (memory_ == nullptr) std::abort();
-      std::memset(memory_, 0, size_t(size_));
-    }
-    return memory_;
-  }
-
- private:
-  uint8_t* memory_ = nullptr;
-  int64_t size_ = 0;
-};
-
-// Hands out consecutive aligned arrays; with a null base it only measures.
-class Carver {
- public:
-  explicit Carver(uint8_t* base) : base_(base) {}
-
-  template <class T>
-  T* take(int64_t num) {
-    T* const result = reinterpret_cast<T*>(base_ + used_);
-    used_ += (num * int64_t(sizeof(T)) + 63) / 64 * 64;
-    return result;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  uint8_t* base_;
-  int64_t used_ = 0;
-};
-
-// Softmax and weighted values of some rows over some keys, not yet divided.
-struct Partial {
-  float* peak;   // rows, -inf where a row saw no key
-  float* total;  // rows: sum of weights
-  float* out;    // rows x D
-
-  static Partial carve(Carver& carver, int num_rows, int head_dim) {
-    return {carver.take<float>(num_rows), carver.take<float>(num_rows),
-            carver.take<float>(int64_t(num_rows) * head_dim)};
-  }
-};
-
-// What a thread needs for a piece.
-struct Workspace {
-  uint16_t* q;
-  int32_t* first;
-  int32_t* end;
-  float* sums;        // rows x 16
-  Partial segment;
-  Partial whole;
-  uint16_t* keys;     // a tile's, expanded from int8
-  uint16_t* values;
-  float* key_scales;  // a tile's
-  float* value_scales;
-
-  static Workspace carve(Carver& carver, int num_rows, int head_dim) {
-    return {carver.take<uint16_t>(int64_t(num_rows) * head_dim),
-            carver.take<int32_t>(num_rows),
-            carver.take<int32_t>(num_rows),
-            carver.take<float>(int64_t(num_rows) * kLanes),
-            Partial::carve(carver, num_rows, head_dim),
-            Partial::carve(carver, num_rows, head_dim),
-            carver.take<uint16_t>(int64_t(kTileKeys) * head_dim),
-            carver.take<uint16_t>(int64_t(kTileKeys) * head_dim),
-            carver.take<float>(kTileKeys),
-            carver.take<float>(kTileKeys)};
-  }
-};
+BATON_INLINE int smaller(int a, int b) { return a < b ? a : b; }
+BATON_INLINE int larger(int a, int b) { return a > b ? a : b; }
 
 // How a span is cut. Pieces are numbered kv head by kv head, so that threads working side by side
 // share its keys, and the longest first: from the last tokens to the first.
@@ -164,25 +87,39 @@ struct RowTiles {
   BATON_INLINE int begin(int tile) const { return num_rows * tile / num(); }
 };
 
+BATON_INLINE void prefetch(const void* from, int64_t num_bytes) {
+  const char* line = static_cast<const char*>(from);
+  for (int64_t i = 0; i < num_bytes; i += 64) __builtin_prefetch(line + i);
+}
+
+// Rounds a row's query into its place in a tile of `num` rows.
+BATON_INLINE void pack_query(const float* q, int dim, int num, uint16_t* pairs) {
+  for (int d = 0; d < dim; d += kLanes) {
+    uint16_t rounded[kLanes];
+    store_bf16(rounded, load(q + d));
+    for (int i = 0; i < kLanes; i += 2)
+      std::memcpy(pairs + (d + i) * num, rounded + i, 2 * sizeof(uint16_t));
+  }
+}
+
 void load_queries(const Job& job, const Piece& piece, const Workspace& work) {
-  const int dim = job.kv.head_dim;
+  const int dim = job.kv.head_dim, window = job.args.window;
+  const int64_t first_column = int64_t(piece.kv_head) * job.rows_per_token * dim;
   const RowTiles tiles = {(piece.token_end - piece.token_begin) * job.rows_per_token};
-  int row = 0, tile = 0;
-  for (int token = piece.token_begin; token < piece.token_end; ++token) {
-    const float* q = job.args.q + (piece.span.start + token) * job.args.q_stride +
-                     int64_t(piece.kv_head) * job.rows_per_token * dim;
-    for (int head = 0; head < job.rows_per_token; ++head, ++row) {
-      if (row == tiles.begin(tile + 1)) ++tile;
-      const int begin = tiles.begin(tile), num = tiles.begin(tile + 1) - begin;
-      uint16_t* const pairs = work.q + int64_t(begin) * dim + 2 * (row - begin);
-      for (int d = 0; d < dim; d += kLanes) {
-        uint16_t rounded[kLanes];
-        store_bf16(rounded, load(q + head * dim + d));
-        for (int i = 0; i < kLanes; i += 2)
-          std::memcpy(pairs + (d + i) * num, rounded + i, 2 * sizeof(uint16_t));
-      }
-      work.first[row] = first_visible(piece.span, token, job.args.window);
+  // Rows lie far apart, so their cache misses had better overlap.
+  for (int token = piece.token_begin; token < piece.token_end; ++token)
+    prefetch(job.args.q + (piece.span.start + token) * job.args.q_stride + first_column,
+             job.rows_per_token * dim * int64_t(sizeof(float)));
+  int token = piece.token_begin, head = 0;
+  for (int tile = 0; tile < tiles.num(); ++tile) {
+    const int begin = tiles.begin(tile), end = tiles.begin(tile + 1);
+    for (int row = begin; row < end; ++row) {
+      const float* q = job.args.q + (piece.span.start + token) * job.args.q_stride;
+      pack_query(q + first_column + head * dim, dim, end - begin,
+                 work.q + int64_t(begin) * dim + 2 * (row - begin));
+      work.first[row] = first_visible(piece.span, token, window);
       work.end[row] = end_visible(piece.span, token);
+      if (++head == job.rows_per_token) ++token, head = 0;
     }
   }
 }
@@ -236,12 +173,33 @@ KeyTile find_tile(const Job& job, const Piece& piece, const Workspace& work, int
   return tile;
 }
 
-template <int R = kMaxRows>
-BATON_INLINE void attend_rows(int num, const KeyTile& tile, const Rows& rows, int row) {
+// Where the tile at `begin` lies; past the end, some place that is in the cache.
+NextTile find_next_tile(const Job& job, const Piece& piece, int begin, int end) {
+  const KvLayer& kv = job.kv;
+  NextTile next;
+  next.element_bytes = element_bytes(kv.form);
+  for (int g = 0; g < kTileGroups; ++g) {
+    const int position = smaller(begin + g * kKeyGroup, end - 1);
+    const int64_t block = piece.span.blocks[position / kv.block_size];
+    const int64_t skipped = int64_t(position % kv.block_size / kKeyGroup) * kKeyGroup *
+                            kv.head_dim * next.element_bytes;
+    next.keys[g] = keys_at(kv, block, piece.kv_head) + skipped;
+    next.values[g] = values_at(kv, block, piece.kv_head) + skipped;
+    if (kv.form != KvForm::kInt8) continue;
+    const int offset = position % kv.block_size;
+    __builtin_prefetch(key_scales_at(kv, block, piece.kv_head) + offset);
+    __builtin_prefetch(value_scales_at(kv, block, piece.kv_head) + offset);
+  }
+  return next;
+}
+
+template <int R = kMaxRows, class Next>
+BATON_INLINE void attend_rows(int num, const KeyTile& tile, const Next& next, const Rows& rows,
+                              int row) {
   if (num == R) {
-    attend<R>(tile, rows, row);
+    attend<R>(tile, next, rows, row);
   } else if constexpr (R > 1) {
-    attend_rows<R - 1>(num, tile, rows, row);
+    attend_rows<R - 1>(num, tile, next, rows, row);
   }
 }
 
@@ -257,15 +215,20 @@ void run_segment(const Job& job, const Piece& piece, const Workspace& work, int 
                      result.peak,   work.sums,               result.out};
 
   const int first = work.first[0], end = work.end[num_rows - 1];
-  const int begin_key = std::max(segment * kSegmentKeys, first / kTileKeys * kTileKeys);
-  const int end_key = std::min((segment + 1) * kSegmentKeys, end);
+  const int begin_key = larger(segment * kSegmentKeys, first / kTileKeys * kTileKeys);
+  const int end_key = smaller((segment + 1) * kSegmentKeys, end);
   const RowTiles tiles = {num_rows};
   for (int key = begin_key; key < end_key; key += kTileKeys) {
     const KeyTile tile = find_tile(job, piece, work, key, first, end);
-    for (int i = 0; i < tiles.num(); ++i) {
-      const int row = tiles.begin(i), row_end = tiles.begin(i + 1);
-      const bool is_seen = work.end[row_end - 1] > key && work.first[row] < key + kTileKeys;
-      if (is_seen) attend_rows(row_end - row, tile, rows, row);
+    int tile_of_rows = 0;
+    if (tiles.num() <= kFewTiles) {
+      const NextTile next = find_next_tile(job, piece, key + kTileKeys, end_key);
+      attend_rows(tiles.begin(1), tile, next, rows, 0);
+      tile_of_rows = 1;
+    }
+    for (; tile_of_rows < tiles.num(); ++tile_of_rows) {
+      const int row = tiles.begin(tile_of_rows), row_end = tiles.begin(tile_of_rows + 1);
+      attend_rows(row_end - row, tile, NoTile{}, rows, row);
     }
   }
   for (int row = 0; row < num_rows; ++row) result.total[row] = sum(load(work.sums + row * kLanes));
@@ -282,7 +245,8 @@ void merge_row(const Partial& whole, const Partial& next, int row, int dim, floa
     for (int d = 0; d < dim; d += kLanes) store(out + d, load(more + d));
     return;
   }
-  const float peak = std::max(whole.peak[row], next.peak[row]);
+  const float peak =
+      whole.peak[row] > next.peak[row] ? whole.peak[row] : next.peak[row];
   float factors[kLanes] = {(whole.peak[row] - peak) * log2_scale,
                            (next.peak[row] - peak) * log2_scale};
   store(factors, exp2_of_weight(load(factors)));
@@ -353,7 +317,7 @@ void run_numbered(void* opaque, int number, int thread) {
   }
   const int part = cut.num_parts - 1 - own % cut.num_parts;
   const int begin = part * job.tokens_per_piece;
-  const int end = std::min(begin + job.tokens_per_piece, span.num_tokens);
+  const int end = smaller(begin + job.tokens_per_piece, span.num_tokens);
   run_piece(job, {span, own / cut.num_parts, begin, end}, work);
 }
 
@@ -393,7 +357,7 @@ void cut_spans(Job& job) {
 void attention(const AttentionArgs& args, const KvLayer& kv, ThreadPool& threads) {
   if (args.num_spans == 0) return;
   const int rows_per_token = args.num_heads / kv.num_kv_heads;
-  Job job = {args, kv, rows_per_token, std::max(1, kPieceRows / rows_per_token),
+  Job job = {args, kv, rows_per_token, larger(1, kPieceRows / rows_per_token),
              nullptr, 0, 0, nullptr, 0, nullptr, 0};
 
   static thread_local Scratch cuts_memory, memory;

@@ -2,48 +2,21 @@
 //
 // Arrays come in as they lie in memory, without copies; the interpreter lock is released while
 // kernels run. Elsewhere: what callers may pass (kernels/_native.pyi).
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/array.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
+#include "bindings.h"
 
 #include <memory>
-#include <optional>
-#include <stdexcept>
-#include <string>
-#include <unordered_map>
+#include <utility>
 
-#include "decoder.h"
-#include "kernels.h"
-#include "multiply.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
-void bind_sampler(nb::module_& module);
+void bind_decoder(nanobind::module_& module);
+void bind_sampler(nanobind::module_& module);
 
 namespace baton {
 namespace {
-
-template <class T, size_t kDims>
-using Array = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
-using Floats = Array<const float, 1>;
-using FloatRows = Array<float, 2>;
-using Ids = Array<const int64_t, 1>;
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
-
-// A packed weight and the array that holds its bytes.
-struct Weight {
-  PackedWeight packed;
-  Array<const uint8_t, 1> data;
-};
 
 Weight make_weight(int form, int num_out, int num_in, int group, int zero_point,
                    bool has_half_scales, bool has_min, int64_t panel_bytes,
@@ -56,9 +29,11 @@ Weight make_weight(int form, int num_out, int num_in, int group, int zero_point,
     require(num_in % kGroup == 0, "inputs of an integer weight come in groups of 32: " + shape);
   else
     require(num_in % kPanelRows == 0, "inputs must be a multiple of 16: " + shape);
+  const bool can_be_row = form == 1 && !has_half_scales && !has_min;
   if (is_integer)
-    require(group == 32 || group == num_in || (group == 16 && form == 1 && !has_min),
-            "group is " + std::to_string(group) + ", not 16 (8 bit), 32 or the whole row");
+    require(group == 32 || (group == num_in && can_be_row) || (group == 16 && form == 1 && !has_min),
+            "group is " + std::to_string(group) +
+                ", not 32, 16 (8 bit without mins) or the whole row (8 bit, float scales, no mins)");
   require(!has_min || zero_point == 0, "a weight with mins has zero_point 0");
   int64_t expected = int64_t(num_in) * kPanelRows * (form == 2 ? 2 : 4);
   if (is_integer) {
@@ -74,13 +49,6 @@ Weight make_weight(int form, int num_out, int num_in, int group, int zero_point,
           data};
 }
 
-// One instruction set's kernels, the threads to run them on, and room for rounded activations.
-struct Engine {
-  const KernelTable* kernels;
-  std::unique_ptr<ThreadPool> threads;
-  std::unique_ptr<ActivationBuffer> activations;
-};
-
 Engine make_engine(int num_threads, std::optional<std::string> isa, std::vector<int> cores,
                    double spin_us) {
   require(num_threads >= 1, "num_threads is " + std::to_string(num_threads) + ", below 1");
@@ -92,13 +60,6 @@ Engine make_engine(int num_threads, std::optional<std::string> isa, std::vector<
 }
 
 using Part = std::pair<nb::object, std::optional<Floats>>;
-
-// A Linear and what keeps its arrays alive.
-struct HeldLinear {
-  Linear linear;
-  std::vector<nb::object> weights;
-  std::vector<std::optional<Floats>> biases;
-};
 
 HeldLinear make_linear(std::vector<Part> parts) {
   require(!parts.empty(), "a linear has no weights");
@@ -165,22 +126,16 @@ void run_embed(const Engine& engine, const Weight& table, Ids ids, FloatRows y) 
           "y is not len(ids) x the table's width");
   for (size_t i = 0; i < ids.size(); ++i)
     require(ids.data()[i] >= 0 && ids.data()[i] < table.packed.num_out, "an id is out of range");
+  DenormalsOff denormals_off;
   engine.kernels->embed(table.packed, ids.data(), 0, int(ids.size()), y.data(),
                         int64_t(y.shape(1)));
 }
 
-// The pool of KV blocks, layer 0, and how far layers are apart.
-struct Pool {
-  KvLayer layer;
-  int64_t layer_bytes;
-  int64_t num_blocks;
-  nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> memory;
-};
-
-Pool make_pool(nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> memory,
+Pool make_pool(Bytes memory,
                int num_layers, int block_size, int num_kv_heads, int head_dim, bool is_int8) {
   require(block_size > 0 && block_size % 16 == 0, "block_size is not a multiple of 16");
-  require(head_dim > 0 && head_dim % 16 == 0, "head_dim is not a multiple of 16");
+  require(head_dim > 0 && head_dim % 16 == 0 && head_dim <= kMaxHeadDim,
+          "head_dim is not a multiple of 16 up to 256");
   require(num_layers > 0 && num_kv_heads > 0, "no layers or no heads");
   const int64_t per_head = int64_t(block_size) * (is_int8 ? head_dim + 4 : 2 * head_dim);
   const int64_t layer_bytes = 2 * num_kv_heads * per_head;
@@ -190,36 +145,6 @@ Pool make_pool(nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> 
           layer_bytes,
           int64_t(memory.size()) / block_bytes,
           memory};
-}
-
-// Spans with their block ids, flat.
-struct Spans {
-  std::vector<int32_t> blocks;
-  std::vector<Span> spans;
-};
-
-Spans read_spans(const std::vector<std::array<int32_t, 3>>& rows, const nb::list& block_ids,
-                 const Pool& pool, int num_tokens) {
-  require(rows.size() == nb::len(block_ids), "spans and block_ids differ in number");
-  const int block_size = pool.layer.block_size;
-  Spans result;
-  size_t total = 0;
-  for (nb::handle ids : block_ids) total += nb::len(ids);
-  result.blocks.reserve(total);  // so that pointers into it stay
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const auto [start, count, context_len] = rows[i];
-    const size_t first = result.blocks.size();
-    for (nb::handle id : block_ids[i]) {
-      const int32_t block = nb::cast<int32_t>(id);
-      require(block >= 0 && block < pool.num_blocks, "a block id is outside the pool");
-      result.blocks.push_back(block);
-    }
-    require(start >= 0 && count > 0 && count <= context_len && start + count <= num_tokens &&
-                int64_t(result.blocks.size() - first) * block_size >= context_len,
-            "span " + std::to_string(i) + " does not fit its rows or blocks");
-    result.spans.push_back({start, count, context_len, result.blocks.data() + first});
-  }
-  return result;
 }
 
 void run_rotary_write(const Engine& engine, const Pool& pool, int layer, FloatRows qkv,
@@ -235,6 +160,8 @@ void run_rotary_write(const Engine& engine, const Pool& pool, int layer, FloatRo
   for (int i = 0; i < num_rows; ++i)
     require(slots.data()[i] >= 0 && slots.data()[i] < pool.num_blocks * pool.layer.block_size,
             "a slot is outside the pool");
+  require(layer >= 0 && (layer + 1) * pool.layer_bytes <= pool.layer.block_bytes,
+          "layer " + std::to_string(layer) + " is not in the pool");
   KvLayer kv = pool.layer;
   kv.layer_offset = layer * pool.layer_bytes;
   const RotaryArgs args{qkv.data(),
@@ -261,6 +188,8 @@ void run_attention(const Engine& engine, const Pool& pool, int layer, FloatRows 
           "q or out has another shape");
   require(window >= 0, "window is negative");
   const Spans spans = read_spans(rows, block_ids, pool, int(q.shape(0)));
+  require(layer >= 0 && (layer + 1) * pool.layer_bytes <= pool.layer.block_bytes,
+          "layer " + std::to_string(layer) + " is not in the pool");
   KvLayer kv = pool.layer;
   kv.layer_offset = layer * pool.layer_bytes;
   const AttentionArgs args{q.data(),  int64_t(q.shape(1)), out.data(),
@@ -271,111 +200,6 @@ void run_attention(const Engine& engine, const Pool& pool, int layer, FloatRows 
   engine.kernels->attention(args, kv, *engine.threads);
 }
 
-// A Decoder and what keeps its arrays alive.
-class HeldDecoder {
- public:
-  HeldDecoder(nb::object engine, int num_heads, int num_kv_heads, int head_dim, int hidden_size,
-              int intermediate_size, float eps, int window, nb::object embedding, Floats norm,
-              nb::object lm_head)
-      : config_{num_heads, num_kv_heads, head_dim, hidden_size, intermediate_size, eps, window},
-        vocab_size_(nb::cast<const HeldLinear&>(lm_head).linear.num_out) {
-    for (const nb::object& each : {engine, embedding, lm_head}) held_.push_back(each);
-    const PackedWeight& table = nb::cast<const Weight&>(embedding).packed;
-    require(table.num_in == hidden_size, "the embedding is not hidden_size wide");
-    num_embeddings_ = table.num_out;
-    const Linear& head = nb::cast<const HeldLinear&>(lm_head).linear;
-    require(head.num_in == hidden_size, "lm_head does not take hidden_size inputs");
-    require(head_dim % 16 == 0 && hidden_size % 16 == 0 && intermediate_size % 16 == 0,
-            "head_dim, hidden_size and intermediate_size must be multiples of 16");
-    const Engine& own = nb::cast<const Engine&>(engine);
-    decoder_ = std::make_unique<Decoder>(*own.kernels, *own.threads, config_, table,
-                                         hold(norm, hidden_size), head);
-  }
-
-  void add_layer(Floats attention_norm, nb::object qkv, std::optional<Floats> q_norm,
-                 std::optional<Floats> k_norm, nb::object o, Floats mlp_norm, nb::object gate_up,
-                 nb::object down) {
-    const int head_dim = config_.head_dim, hidden = config_.hidden_size;
-    const int width = config_.num_heads * head_dim, inner = config_.intermediate_size;
-    DecoderLayer layer{hold(attention_norm, hidden),
-                       hold(qkv, hidden, width + 2 * config_.num_kv_heads * head_dim),
-                       q_norm ? hold(*q_norm, head_dim) : nullptr,
-                       k_norm ? hold(*k_norm, head_dim) : nullptr,
-                       hold(o, width, hidden),
-                       hold(mlp_norm, hidden),
-                       hold(gate_up, hidden, 2 * inner),
-                       hold(down, inner, hidden)};
-    require(layer.gate_up.parts.size() <= 2, "gate_up has more than two parts");
-    decoder_->add_layer(std::move(layer));
-    ++num_layers_;
-  }
-
-  void forward(const Pool& pool, Ids token_ids, Ids slots, Array<const float, 2> cos,
-               Array<const float, 2> sin, const std::vector<std::array<int32_t, 3>>& rows,
-               const nb::list& block_ids, Ids logit_rows, FloatRows logits) {
-    const int num_tokens = int(token_ids.size()), half = config_.head_dim / 2;
-    require(int(slots.size()) == num_tokens && int(cos.shape(0)) == num_tokens &&
-                int(sin.shape(0)) == num_tokens && int(cos.shape(1)) == half &&
-                int(sin.shape(1)) == half,
-            "token_ids, slots, cos and sin differ in length");
-    require(pool.layer.head_dim == config_.head_dim &&
-                pool.layer.num_kv_heads == config_.num_kv_heads &&
-                pool.layer.block_bytes == num_layers_ * pool.layer_bytes,
-            "the pool belongs to another model");
-    require(logits.shape(0) == logit_rows.size() && int(logits.shape(1)) == vocab_size_,
-            "logits is not len(logit_rows) x vocabulary");
-    for (int i = 0; i < num_tokens; ++i) {
-      require(token_ids.data()[i] >= 0 && token_ids.data()[i] < num_embeddings_,
-              "token id " + std::to_string(token_ids.data()[i]) + " is outside the vocabulary");
-      require(slots.data()[i] >= 0 && slots.data()[i] < pool.num_blocks * pool.layer.block_size,
-              "a slot is outside the pool");
-    }
-    for (size_t i = 0; i < logit_rows.size(); ++i)
-      require(logit_rows.data()[i] >= 0 && logit_rows.data()[i] < num_tokens,
-              "a logit row is outside the batch");
-    const Spans spans = read_spans(rows, block_ids, pool, num_tokens);
-    const DecoderInput input{num_tokens,         token_ids.data(), slots.data(),
-                             cos.data(),         sin.data(),       spans.spans.data(),
-                             int(spans.spans.size()), logit_rows.data(), int(logit_rows.size())};
-    nb::gil_scoped_release unlocked;
-    decoder_->forward(input, pool.layer, pool.layer_bytes, logits.data());
-  }
-
-  nb::dict stage_seconds() const {
-    static constexpr const char* kNames[kNumStages] = {"embed",  "qkv",     "rotary", "attention",
-                                                       "output", "gate_up", "down",   "logits"};
-    nb::dict result;
-    for (int i = 0; i < kNumStages; ++i) result[kNames[i]] = double(decoder_->stage_ns()[i]) * 1e-9;
-    return result;
-  }
-
- private:
-  const float* hold(const Floats& values, int size) {
-    require(int(values.size()) == size,
-            "a norm has " + std::to_string(values.size()) + " values, not " + std::to_string(size));
-    arrays_.push_back(values);
-    return values.data();
-  }
-
-  Linear hold(const nb::object& object, int num_in, int num_out) {
-    const Linear& linear = nb::cast<const HeldLinear&>(object).linear;
-    require(linear.num_in == num_in && linear.num_out == num_out,
-            "a linear is " + std::to_string(linear.num_out) + " x " +
-                std::to_string(linear.num_in) + ", not " + std::to_string(num_out) + " x " +
-                std::to_string(num_in));
-    held_.push_back(object);
-    return linear;
-  }
-
-  const DecoderConfig config_;
-  const int vocab_size_;
-  int num_embeddings_ = 0;
-  int num_layers_ = 0;
-  std::vector<nb::object> held_;
-  std::vector<Floats> arrays_;
-  std::unique_ptr<Decoder> decoder_;
-};
-
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const char* name : {"avx512", "avx2", "portable"})
@@ -384,6 +208,31 @@ std::vector<std::string> available_isas() {
 }
 
 }  // namespace
+
+Spans read_spans(const std::vector<std::array<int32_t, 3>>& rows, const nb::list& block_ids,
+                 const Pool& pool, int num_tokens) {
+  require(rows.size() == nb::len(block_ids), "spans and block_ids differ in number");
+  const int block_size = pool.layer.block_size;
+  Spans result;
+  size_t total = 0;
+  for (nb::handle ids : block_ids) total += nb::len(ids);
+  result.blocks.reserve(total);  // so that pointers into it stay
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto [start, count, context_len] = rows[i];
+    const size_t first = result.blocks.size();
+    for (nb::handle id : block_ids[i]) {
+      const int32_t block = nb::cast<int32_t>(id);
+      require(block >= 0 && block < pool.num_blocks, "a block id is outside the pool");
+      result.blocks.push_back(block);
+    }
+    require(start >= 0 && count > 0 && count <= context_len && start + count <= num_tokens &&
+                int64_t(result.blocks.size() - first) * block_size >= context_len,
+            "span " + std::to_string(i) + " does not fit its rows or blocks");
+    result.spans.push_back({start, count, context_len, result.blocks.data() + first});
+  }
+  return result;
+}
+
 }  // namespace baton
 
 NB_MODULE(_native, module) {
@@ -430,24 +279,13 @@ NB_MODULE(_native, module) {
       .def_prop_ro("num_in", [](const HeldLinear& self) { return self.linear.num_in; });
   nb::class_<Pool>(module, "Pool")
       .def("__init__",
-           [](Pool* self, nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> memory,
+           [](Pool* self, Bytes memory,
               int num_layers, int block_size, int num_kv_heads, int head_dim, bool is_int8) {
              new (self) Pool(
                  make_pool(memory, num_layers, block_size, num_kv_heads, head_dim, is_int8));
            },
            "memory"_a, "num_layers"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "is_int8"_a)
       .def_prop_ro("num_blocks", [](const Pool& self) { return self.num_blocks; });
-  nb::class_<HeldDecoder>(module, "Decoder")
-      .def(nb::init<nb::object, int, int, int, int, int, float, int, nb::object, Floats,
-                    nb::object>(),
-           "kernels"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "hidden_size"_a,
-           "intermediate_size"_a, "eps"_a, "window"_a, "embedding"_a, "norm"_a, "lm_head"_a)
-      .def("add_layer", &HeldDecoder::add_layer, "attention_norm"_a, "qkv"_a, "q_norm"_a.none(),
-           "k_norm"_a.none(), "o"_a, "mlp_norm"_a, "gate_up"_a, "down"_a)
-      .def("forward", &HeldDecoder::forward, "pool"_a, "token_ids"_a, "slots"_a, "cos"_a, "sin"_a,
-           "spans"_a, "block_ids"_a, "logit_rows"_a, "logits"_a)
-      .def("stage_seconds", &HeldDecoder::stage_seconds);
-#if defined(BATON_HAS_SAMPLER)
+  bind_decoder(module);
   bind_sampler(module);
-#endif
 }

@@ -16,6 +16,7 @@ class ThreadPool;
 constexpr int kPanelRows = 16;  // output features side by side in a packed weight, one per lane
 constexpr int kGroup = 32;      // neighbouring activations that share a scale
 constexpr int kSumGroup = 16;   // neighbouring activations that share a sum
+constexpr int kMaxHeadDim = 256;
 
 // The form of a packed weight's values.
 enum class WeightForm : int32_t {

@@ -50,8 +50,8 @@ static inline float* value_scales_at(const KvLayer& kv, int64_t block, int head)
   return key_scales_at(kv, block, kv.num_kv_heads + head);
 }
 
-// Element of keys_at for dim 0 of the key at `offset` in its block; dims 2i and 2i+1 are neighbours,
-// kKeyPairStride elements after dims 2i-2 and 2i-1.
+// Element of keys_at for dim 0 of the key at `offset` in its block; dims 2i and 2i+1 are
+// neighbours, kKeyPairStride elements after dims 2i-2 and 2i-1.
 constexpr int kKeyPairStride = 2 * kKeyGroup;
 static inline int64_t key_index(const KvLayer& kv, int offset) {
   return int64_t(offset / kKeyGroup) * kKeyGroup * kv.head_dim + 2 * (offset % kKeyGroup);

@@ -1,7 +1,7 @@
 // Rotates queries and keys, and writes keys and values to the pool.
 //
-// A row is done by one thread and writes only its own elements, never a neighbour's: rows that share
-// a pair in the pool may be done at the same time.
+// A row is done by one thread and writes only its own elements, never a neighbour's: rows that
+// share a pair in the pool may be done at the same time.
 // Elsewhere: the pool's layout (kernels.h, kv_cache.h), norms of whole rows (rows.cpp).
 #include "kv_cache.h"
 
@@ -11,9 +11,6 @@
 
 namespace baton::BATON_ISA {
 namespace {
-
-constexpr int kMaxHeadDim = 256;
-constexpr float kMaxInt8 = 127.0f;
 
 BATON_INLINE void normalize(float* x, int num, const float* weight, float eps) {
   const F32 inverse = splat(inverse_rms(x, num, eps));
@@ -61,12 +58,10 @@ struct Int8Values {
 
   BATON_INLINE void round(const float* x, int num) {
     F32 magnitudes = zero();
-    for (int i = 0; i < num; i += kLanes) magnitudes = max(magnitudes, abs(load(x + i)));
-    const float magnitude = largest(magnitudes);
-    const F32 inverse = splat(magnitude > 0.0f ? kMaxInt8 / magnitude : 0.0f);
-    for (int i = 0; i < num; i += kLanes)
-      store_s8(values + i, to_int(mul(load(x + i), inverse)));
-    scale = magnitude / kMaxInt8;
+    for (int i = 0; i < num; i += kLanes) magnitudes = larger_magnitude(magnitudes, load(x + i));
+    const Int8Rounding rounding(largest_magnitude(magnitudes));
+    scale = rounding.scale;
+    for (int i = 0; i < num; i += kLanes) store_s8(values + i, rounding.round(load(x + i)));
   }
 };
 

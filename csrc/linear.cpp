@@ -87,7 +87,6 @@ struct GroupedTile {
           const F32 min1 = load_scales<kHalf>(p1 + kScaleBytes);
 #pragma GCC unroll 12
           for (int r = 0; r < MR; ++r) {
-            // With two weight groups of 16, the sum belongs to each half; see `kMin` forms: all 32.
             const F32 sum = splat(scaled_sums[r * num_groups + g]);
             y[r][0] = fma(sum, min0, y[r][0]);
             y[r][1] = fma(sum, min1, y[r][1]);

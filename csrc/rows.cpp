@@ -22,13 +22,6 @@ struct NormedRow {
   }
 };
 
-constexpr float kMaxInt8 = 127.0f;
-
-// The factor is the reciprocal, as GGUF's own formats for activations have it (Q8_1 of ggml).
-BATON_INLINE float inverse_scale(float magnitude) {
-  return magnitude > 0.0f ? kMaxInt8 / magnitude : 0.0f;
-}
-
 template <class Row>
 BATON_INLINE void quantize_groups(const Row& row, int index, const Activations& out) {
   const int num_groups = out.num_in / kGroup;
@@ -38,34 +31,31 @@ BATON_INLINE void quantize_groups(const Row& row, int index, const Activations& 
   int32_t* sums = out.sums + int64_t(index) * 2 * num_groups;
   for (int g = 0; g < num_groups; ++g) {
     const F32 low = row.at(g * kGroup), high = row.at(g * kGroup + kLanes);
-    const float magnitude = largest(max(abs(low), abs(high)));
-    const float scale = magnitude / kMaxInt8;
-    const F32 inverse = splat(inverse_scale(magnitude));
-    const I32 low_q = to_int(mul(low, inverse)), high_q = to_int(mul(high, inverse));
+    const Int8Rounding rounding(largest_magnitude(larger_magnitude(abs(low), high)));
+    const I32 low_q = rounding.round(low), high_q = rounding.round(high);
     store_s8(values + g * kGroup, low_q);
     store_s8(values + g * kGroup + kLanes, high_q);
     const int32_t low_sum = isum(low_q), high_sum = isum(high_q);
     sums[2 * g] = low_sum;
     sums[2 * g + 1] = high_sum;
-    scales[g] = scale;
-    scaled_sums[g] = scale * float(low_sum + high_sum);
+    scales[g] = rounding.scale;
+    scaled_sums[g] = rounding.scale * float(low_sum + high_sum);
   }
 }
 
 template <class Row>
 BATON_INLINE void quantize_row(const Row& row, int index, const Activations& out) {
   F32 magnitudes = zero();
-  for (int i = 0; i < out.num_in; i += kLanes) magnitudes = max(magnitudes, abs(row.at(i)));
-  const float magnitude = largest(magnitudes);
-  const F32 inverse = splat(inverse_scale(magnitude));
+  for (int i = 0; i < out.num_in; i += kLanes) magnitudes = larger_magnitude(magnitudes, row.at(i));
+  const Int8Rounding rounding(largest_magnitude(magnitudes));
   I32 total = izero();
   int8_t* values = out.values + int64_t(index) * out.num_in;
   for (int i = 0; i < out.num_in; i += kLanes) {
-    const I32 q = to_int(mul(row.at(i), inverse));
+    const I32 q = rounding.round(row.at(i));
     store_s8(values + i, q);
     total = iadd(total, q);
   }
-  out.scales[index] = magnitude / kMaxInt8;
+  out.scales[index] = rounding.scale;
   out.sums[index] = isum(total);
 }
 
@@ -85,36 +75,48 @@ BATON_INLINE void round_row(const Row& row, int index, const Activations& out) {
   }
 }
 
-// Value `input` of feature `feature`, from the layout that PackedWeight describes.
-float value_at(const PackedWeight& w, int64_t feature, int input) {
-  const uint8_t* panel = w.data + feature / kPanelRows * w.panel_bytes;
-  const int lane = int(feature % kPanelRows);
-  if (w.form == WeightForm::kF32)
-    return reinterpret_cast<const float*>(panel)[input * kPanelRows + lane];
-  if (w.form == WeightForm::kBf16) {
-    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(panel);
-    return float_of_bf16(pairs[input / 2 * 2 * kPanelRows + 2 * lane + input % 2]);
-  }
+// One feature's values, from the layout that PackedWeight describes.
+void unpack_integers(const PackedWeight& w, const uint8_t* panel, int lane, float* y) {
   const int scale_bytes = w.has_half_scales ? 2 : 4;
   const int header = kPanelRows * scale_bytes * (w.has_min ? 2 : 1);
-  const int bits = w.form == WeightForm::kUint4 ? 4 : 8;
-  const uint8_t* group =
-      panel + int64_t(input / w.group) * (header + int64_t(kPanelRows) * w.group * bits / 8);
+  const bool is_nibbles = w.form == WeightForm::kUint4;
+  const int chunk_inputs = is_nibbles ? 8 : 4;
   const auto header_value = [&](int index) {
-    const uint8_t* at = group + index * scale_bytes;
+    const uint8_t* at = panel + index * scale_bytes;
     if (w.has_half_scales) return float_of_half(*reinterpret_cast<const uint16_t*>(at));
     return *reinterpret_cast<const float*>(at);
   };
-  const int i = input % w.group;
-  int q;
-  if (bits == 4) {
-    const uint8_t both = group[header + i / 8 * 64 + 4 * lane + i % 4];
-    q = i % 8 < 4 ? both & 15 : both >> 4;
-  } else {
-    q = group[header + i / 4 * 64 + 4 * lane + i % 4];
+  for (int input = 0; input < w.num_in; input += w.group) {
+    const float scale = header_value(lane);
+    const float min = w.has_min ? header_value(kPanelRows + lane) : 0.0f;
+    const auto value = [&](int q) {
+      const float scaled = scale * float(q - w.zero_point);
+      return w.has_min ? scaled + min : scaled;
+    };
+    const uint8_t* bytes = panel + header + 4 * lane;
+    for (int i = 0; i < w.group; i += chunk_inputs, bytes += 4 * kPanelRows) {
+      float* out = y + input + i;
+      for (int j = 0; j < 4; ++j) {
+        out[j] = value(is_nibbles ? bytes[j] & 15 : bytes[j]);
+        if (is_nibbles) out[4 + j] = value(bytes[j] >> 4);
+      }
+    }
+    panel += header + kPanelRows * w.group * (is_nibbles ? 4 : 8) / 8;
   }
-  const float value = header_value(lane) * float(q - w.zero_point);
-  return w.has_min ? value + header_value(kPanelRows + lane) : value;
+}
+
+void unpack_feature(const PackedWeight& w, int64_t feature, float* y) {
+  const uint8_t* panel = w.data + feature / kPanelRows * w.panel_bytes;
+  const int lane = int(feature % kPanelRows);
+  if (w.form == WeightForm::kF32) {
+    const float* values = reinterpret_cast<const float*>(panel) + lane;
+    for (int i = 0; i < w.num_in; ++i) y[i] = values[i * kPanelRows];
+  } else if (w.form == WeightForm::kBf16) {
+    const uint16_t* pairs = reinterpret_cast<const uint16_t*>(panel) + 2 * lane;
+    for (int i = 0; i < w.num_in; ++i) y[i] = float_of_bf16(pairs[i / 2 * 2 * kPanelRows + i % 2]);
+  } else {
+    unpack_integers(w, panel, lane, y);
+  }
 }
 
 }  // namespace
@@ -142,8 +144,7 @@ void rms_norm_quantize(const float* x, int64_t x_stride, const float* weight, fl
 
 void embed(const PackedWeight& table, const int64_t* ids, int begin, int end, float* y,
            int64_t y_stride) {
-  for (int row = begin; row < end; ++row)
-    for (int i = 0; i < table.num_in; ++i) y[row * y_stride + i] = value_at(table, ids[row], i);
+  for (int row = begin; row < end; ++row) unpack_feature(table, ids[row], y + row * y_stride);
 }
 
 void silu_mul(const float* gate, const float* up, int64_t stride, int num, int begin, int end,

@@ -107,6 +107,14 @@ BATON_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.
 BATON_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 BATON_INLINE F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 BATON_INLINE F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+// The nearest whole number, ties to even.
+BATON_INLINE F32 nearest(F32 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// Bit i: a >= b in lane i; not so where either is NaN.
+BATON_INLINE uint32_t lanes_at_least(F32 a, F32 b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ);
+}
 
 BATON_INLINE I32 izero() { return {_mm512_setzero_si512()}; }
 BATON_INLINE I32 isplat(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -258,6 +266,15 @@ BATON_INLINE F32 min(F32 a, F32 b) {
 BATON_INLINE F32 abs(F32 a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return BATON_BOTH(_mm256_andnot_ps(sign, a.v[0]), _mm256_andnot_ps(sign, a.v[1]));
+}
+BATON_INLINE F32 nearest(F32 a) {
+  constexpr int kMode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return BATON_BOTH(_mm256_round_ps(a.v[0], kMode), _mm256_round_ps(a.v[1], kMode));
+}
+BATON_INLINE uint32_t lanes_at_least(F32 a, F32 b) {
+  const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.v[0], b.v[0], _CMP_GE_OQ));
+  const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.v[1], b.v[1], _CMP_GE_OQ));
+  return uint32_t(low | high << 8);
 }
 
 BATON_INLINE I32 izero() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
@@ -411,6 +428,17 @@ BATON_INLINE F32 fma(F32 a, F32 b, F32 c) { BATON_LANES(F32, std::fma(a.v[i], b.
 BATON_INLINE F32 max(F32 a, F32 b) { BATON_LANES(F32, a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 BATON_INLINE F32 min(F32 a, F32 b) { BATON_LANES(F32, a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
 BATON_INLINE F32 abs(F32 a) { BATON_LANES(F32, float_of(bits_of(a.v[i]) & 0x7fffffffu)); }
+BATON_INLINE float nearest(float x) {
+  const float magnitude = float_of(bits_of(x) & 0x7fffffffu);
+  if (!(magnitude < 0x1p23f)) return x;
+  return std::copysign((magnitude + 0x1p23f) - 0x1p23f, x);
+}
+BATON_INLINE F32 nearest(F32 a) { BATON_LANES(F32, nearest(a.v[i])); }
+BATON_INLINE uint32_t lanes_at_least(F32 a, F32 b) {
+  uint32_t lanes = 0;
+  for (int i = 0; i < 16; ++i) lanes |= uint32_t(a.v[i] >= b.v[i]) << i;
+  return lanes;
+}
 
 BATON_INLINE I32 izero() { BATON_LANES(I32, 0); }
 BATON_INLINE I32 isplat(int32_t x) { BATON_LANES(I32, x); }
@@ -495,6 +523,38 @@ BATON_INLINE float sum(F32 a) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   return lane[0];
 }
+// The larger of a and |b| for a not negative. As integers, floats without a sign have the order of
+// their values, and every NaN is above all of them: one is never lost.
+BATON_INLINE F32 larger_magnitude(F32 a, F32 b) {
+  F32 r;
+#if defined(BATON_ISA_avx512)
+  const __m512i bits = _mm512_castps_si512(abs(b).v);
+  r.v = _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a.v), bits));
+#elif defined(BATON_ISA_avx2)
+  const F32 magnitude = abs(b);
+  for (int h = 0; h < 2; ++h)
+    r.v[h] = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v[h]),
+                                                  _mm256_castps_si256(magnitude.v[h])));
+#else
+  for (int i = 0; i < 16; ++i) {
+    const uint32_t bits = bits_of(b.v[i]) & 0x7fffffffu;
+    r.v[i] = float_of(bits > bits_of(a.v[i]) ? bits : bits_of(a.v[i]));
+  }
+#endif
+  return r;
+}
+
+// Of lanes that `larger_magnitude` made.
+BATON_INLINE float largest_magnitude(F32 a) {
+#if defined(BATON_ISA_avx512)
+  return float_of(uint32_t(_mm512_reduce_max_epi32(_mm512_castps_si512(a.v))));
+#endif
+  uint32_t lane[16], most = 0;
+  std::memcpy(lane, &a, sizeof lane);
+  for (uint32_t each : lane) most = each > most ? each : most;
+  return float_of(most);
+}
+
 BATON_INLINE float largest(F32 a) {
 #if defined(BATON_ISA_avx512)
   return _mm512_reduce_max_ps(a.v);
@@ -504,6 +564,34 @@ BATON_INLINE float largest(F32 a) {
   for (int width = 8; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) lane[i] = lane[i] > lane[i + width] ? lane[i] : lane[i + width];
   return lane[0];
+}
+
+// Lane i: the largest lane of rows[i]; the lanes from kNum on are anything. At most 8 rows.
+template <int kNum>
+BATON_INLINE F32 largest_of_each(const F32 (&rows)[kNum]) {
+  static_assert(kNum <= 8);
+#if defined(BATON_ISA_avx512)
+  // Halves, quarters: blocks of 4 lanes belong to rows 0 1 2 3 and 4 5 6 7.
+  __m512 half[4], quarter[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = rows[2 * i % kNum].v, b = rows[(2 * i + 1) % kNum].v;
+    half[i] = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i)
+    quarter[i] = _mm512_max_ps(_mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0x88),
+                               _mm512_shuffle_f32x4(half[2 * i], half[2 * i + 1], 0xdd));
+  const __m512 pairs = _mm512_max_ps(_mm512_unpacklo_ps(quarter[0], quarter[1]),
+                                     _mm512_unpackhi_ps(quarter[0], quarter[1]));
+  const __m512 all = _mm512_max_ps(pairs, _mm512_permute_ps(pairs, 0x4e));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0);
+  return {_mm512_permutexvar_ps(order, all)};
+#else
+  float lane[16] = {};
+  for (int i = 0; i < kNum; ++i) lane[i] = largest(rows[i]);
+  return load(lane);
+#endif
 }
 
 BATON_INLINE int32_t isum(I32 a) {

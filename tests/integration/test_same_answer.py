@@ -2,7 +2,7 @@
 
 What may differ: ids, times, and how many prompt tokens a cache happened to hold. The events of
 several samples may also come in another order, so streams are compared sample by sample.
-Elsewhere: many long prompts (test_unified_equals_pd.py), the official client
+Elsewhere: many random requests, bit for bit (test_exactness.py), the official client
 (test_openai_client.py).
 """
 

@@ -138,8 +138,7 @@ def _announcement(
     def announce(pids: Mapping[str, int], took_s: float) -> str:
         url = topology.router.url
         body = (
-            '{"messages": [{"role": "user", "content": "What is the capital of France?"}], '
-            '"temperature": 0}'
+            '{"messages": [{"role": "user", "content": "Why is the sky blue?"}], "temperature": 0}'
         )
         key = " -H 'authorization: Bearer KEY'" if needs_key else ""
         curl = (

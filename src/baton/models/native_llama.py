@@ -28,6 +28,7 @@ from baton.models.rope import RotaryTable
 from baton.models.weights import Weights
 
 BLOCK_MULTIPLE: Final = 16
+MAX_HEAD_DIM: Final = 256
 KV_DTYPES: Final = ("bfloat16", "int8")
 
 Floats = npt.NDArray[np.float32]
@@ -38,6 +39,8 @@ def why_not_native(config: ModelConfig) -> str | None:
     for name in ("head_dim", "hidden_size", "intermediate_size"):
         if getattr(config, name) % LANES:
             return f"{name} is {getattr(config, name)}, not a multiple of {LANES}"
+    if config.head_dim > MAX_HEAD_DIM:
+        return f"head_dim is {config.head_dim}, above {MAX_HEAD_DIM}"
     return None
 
 

@@ -219,7 +219,7 @@ class _EngineCollector:
             ("baton:preemptions", "Sequences sent back to the queue", now.total_preemptions),
             ("baton:steps", "Forward passes", now.total_steps),
             ("baton:step_seconds", "Time spent in forward passes", now.total_step_seconds),
-            ("baton:transfers", "KV hand-overs finished", now.total_transfers),
+            ("baton:transfers", "writes of KV to decode workers finished", now.total_transfers),
             ("baton:transfer_failures", "KV hand-overs failed", now.total_transfer_failures),
             ("baton:transfer_bytes", "KV bytes handed over", now.total_transferred_bytes),
             ("baton:transfer_seconds", "Time spent handing over", now.total_transfer_seconds),

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from baton.checkpoint import read_model_card
-from baton.models.registry import LoadOptions, load_model
+from baton.models.registry import KernelBackend, LoadOptions, load_model
 from baton.testing.model_stepper import ModelStepper, SteppedSequence
 from baton.testing.tiny_models import TINY_ARCHITECTURES, VOCAB_SIZE, Architecture
+from baton.testing.transformers_reference import (
+    prompt_of,
+    reference_greedy,
+    reference_logits,
+    reference_model,
+)
 
 # Both compute in float32 and differ in the order of sums only. Logits here are within ±10, whose
 # float32 spacing is 1e-6, and three layers of sums over 64 to 96 terms add up to about 2e-5.
@@ -19,35 +24,6 @@ NUM_NEW_TOKENS = 32
 
 Folder = Callable[[Architecture], Path]
 Open = Callable[..., ModelStepper]
-
-
-def prompt_of(length: int, seed: int = 0) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCAB_SIZE, (length,), generator=generator).tolist()
-
-
-def reference_model(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    return model.eval()
-
-
-@torch.no_grad()
-def reference_logits(model: Any, tokens: list[int]) -> torch.Tensor:
-    logits: torch.Tensor = model(torch.tensor([tokens]), use_cache=False).logits[0]
-    return logits
-
-
-def reference_greedy(model: Any, prompt: list[int], num_new_tokens: int) -> list[int]:
-    tokens = list(prompt)
-    for _ in range(num_new_tokens):
-        tokens.append(int(reference_logits(model, tokens)[-1].argmax()))
-    return tokens[len(prompt) :]
 
 
 @pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
@@ -81,14 +57,26 @@ def test_several_tiles_of_keys(
 
 
 @pytest.mark.parametrize("architecture", TINY_ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [
+        ("torch", "float32"),
+        ("torch", "bfloat16"),
+        ("native", "bfloat16"),
+        ("native", "int8"),
+    ],
+)
 def test_bits_do_not_depend_on_chunks_or_batch(
-    tiny_folder: Folder, open_stepper: Open, architecture: Architecture, dtype: str
+    tiny_folder: Folder,
+    open_stepper: Open,
+    architecture: Architecture,
+    backend: KernelBackend,
+    dtype: str,
 ) -> None:
     """The exactness contract through the whole model: a chunk of any size, a decode step and
     company in the batch all give the same logits to the last bit."""
     stepper = open_stepper(
-        load_model(read_model_card(tiny_folder(architecture)), LoadOptions(backend="torch")),
+        load_model(read_model_card(tiny_folder(architecture)), LoadOptions(backend=backend)),
         dtype=dtype,
     )
     prompt = prompt_of(70, seed=2)
@@ -105,7 +93,11 @@ def test_bits_do_not_depend_on_chunks_or_batch(
     assert torch.equal(logits[-1], expected[-1])
 
 
-def test_all_biases_and_a_config_of_transformers_own(tmp_path: Path, open_stepper: Open) -> None:
+# Attention of the C++ kernels is in bfloat16, off by 2^-9, and logits are within ±1.
+@pytest.mark.parametrize(("backend", "atol"), [("torch", LOGITS_ATOL), ("native", 4e-3)])
+def test_all_biases_and_a_config_of_transformers_own(
+    tmp_path: Path, open_stepper: Open, backend: KernelBackend, atol: float
+) -> None:
     """Llama with attention_bias and mlp_bias, in a folder that transformers itself has written (its
     newer versions write rope_parameters, its older ones rope_theta)."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -115,8 +107,8 @@ def test_all_biases_and_a_config_of_transformers_own(tmp_path: Path, open_steppe
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         max_position_embeddings=256,
         attention_bias=True,
         mlp_bias=True,
@@ -129,8 +121,11 @@ def test_all_biases_and_a_config_of_transformers_own(tmp_path: Path, open_steppe
     reference.save_pretrained(tmp_path)
 
     prompt = prompt_of(30)
-    logits = open_stepper(tmp_path).prefill(prompt)[1]
-    assert torch.allclose(logits, reference_logits(reference, prompt), atol=LOGITS_ATOL)
+    model = load_model(read_model_card(tmp_path), LoadOptions(backend=backend))
+    dtype = "float32" if backend == "torch" else "bfloat16"
+    logits = open_stepper(model, dtype=dtype).prefill(prompt)[1]
+    expected = reference_logits(reference, prompt)
+    assert torch.allclose(logits, expected, atol=atol, rtol=0)
 
 
 def test_only_wanted_rows_are_returned(tiny_folder: Folder, open_stepper: Open) -> None:

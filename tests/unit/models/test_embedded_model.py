@@ -1,8 +1,10 @@
-"""The embedded model, SmolLM2-135M-Instruct in Q4_1, against transformers on the same weights."""
+"""The embedded model, SmolLM2-135M-Instruct in Q4_1, against transformers on the same weights: the
+torch reference closely, the C++ kernels, which round activations, as far as rounding goes."""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +15,15 @@ from baton.checkpoint import GgufFile, default_cache_dir, read_model_card, resol
 from baton.checkpoint.progress import SilentProgress
 from baton.models.gguf_source import GgufSource
 from baton.models.registry import LoadOptions, load_model, read_config
-from baton.testing.model_stepper import ModelStepper
+from baton.testing.model_stepper import ModelStepper, SteppedSequence
 
 NUM_NEW_TOKENS = 64
 # Thirty layers of float32 sums in another order, and logits within ±40, whose spacing is 4e-6.
 LOGITS_ATOL = 2e-3
+
+# Of the spread of the logits: thirty layers round the inputs of four products each to int8, in
+# groups of 32 (5e-3 of a value): sqrt(121) * 5e-3 = 0.055. Attention's operands come on top.
+NATIVE_ERROR = {"bfloat16": 0.12, "int8": 0.16}
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -28,6 +34,7 @@ QUESTIONS = (
 
 @dataclass
 class Embedded:
+    path: Path
     stepper: ModelStepper
     reference: Any
     tokenizer: Tokenizer
@@ -43,7 +50,7 @@ def embedded() -> Iterator[Embedded]:
     path = resolve_model(None, cache_dir=default_cache_dir(os.environ), progress=SilentProgress())
     file = GgufFile(path)
     stepper = ModelStepper(load_model(read_model_card(path), LoadOptions(backend="torch")))
-    yield Embedded(stepper, reference_model(file), tokenizer_of(file.metadata))
+    yield Embedded(path, stepper, reference_model(file), tokenizer_of(file.metadata))
     stepper.close()
 
 
@@ -113,6 +120,53 @@ def test_it_makes_sense(embedded: Embedded) -> None:
     """The one check that does not share our reading of the file with the reference."""
     answer = embedded.stepper.greedy(embedded.prompt(QUESTIONS[0]), 12)
     assert "Paris" in embedded.tokenizer.decode(answer)
+
+
+@pytest.fixture(params=["bfloat16", "int8"])
+def open_native(
+    embedded: Embedded, request: pytest.FixtureRequest
+) -> Iterator[Callable[[int], ModelStepper]]:
+    """Makes steppers of the C++ kernels on so many threads, with either KV format."""
+    opened = []
+
+    def make(num_threads: int) -> ModelStepper:
+        options = LoadOptions(backend="native", num_threads=num_threads)
+        model = load_model(read_model_card(embedded.path), options)
+        opened.append(ModelStepper(model, dtype=request.param))
+        return opened[-1]
+
+    yield make
+    for stepper in opened:
+        stepper.close()
+
+
+def test_the_kernels_are_near(
+    embedded: Embedded,
+    open_native: Callable[[int], ModelStepper],
+    request: pytest.FixtureRequest,
+) -> None:
+    kv_dtype = request.node.callspec.params["open_native"]
+    stepper = open_native(1)
+    for question in QUESTIONS:
+        prompt = embedded.prompt(question)
+        expected = embedded.stepper.prefill(prompt)[1]
+        error = (stepper.prefill(prompt, chunk=7)[1] - expected).square().mean().sqrt()
+        spread = (expected - expected.mean(dim=1, keepdim=True)).square().mean().sqrt()
+        assert error / spread < NATIVE_ERROR[kv_dtype]
+    answer = stepper.greedy(embedded.prompt(QUESTIONS[0]), 12)
+    assert "Paris" in embedded.tokenizer.decode(answer)
+
+
+def test_bits_of_the_kernels_do_not_depend_on_chunks_batch_or_threads(
+    embedded: Embedded, open_native: Callable[[int], ModelStepper]
+) -> None:
+    prompts = [embedded.prompt(question) for question in QUESTIONS]
+    alone, together = open_native(1), open_native(2)
+    expected = [alone.prefill(prompt)[1] for prompt in prompts]
+    for prompt, rows in zip(prompts, expected, strict=True):
+        assert torch.equal(together.prefill(prompt, chunk=5)[1], rows)
+    work = [(SteppedSequence(), prompt) for prompt in prompts]
+    assert torch.equal(together.step(work, all_rows=True), torch.cat(expected))
 
 
 def test_bits_do_not_depend_on_chunks_batch_or_threads(

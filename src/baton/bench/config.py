@@ -1,0 +1,32 @@
+"""Options of the benchmarks; `baton bench`'s command line is derived from these fields."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+_THREADS: Final[dict[str, Any]] = {
+    "help": "threads of the kernels (default: the cores it may use)",
+    "minimum": 1,
+}
+
+
+@dataclass(frozen=True)
+class KernelBenchConfig:
+    """How to measure kernels. Those that are measured per core run on one thread all the same."""
+
+    rounds: int = field(
+        default=30, metadata={"help": "samples of every case, taken in turn", "minimum": 3}
+    )
+    num_threads: int | None = field(default=None, metadata=_THREADS)
+
+
+@dataclass(frozen=True)
+class EngineBenchConfig:
+    """How to measure the engine, and with which model."""
+
+    model_path: str | None = field(
+        default=None, metadata={"help": "path or name of the model (default: the embedded one)"}
+    )
+    rounds: int = field(
+        default=6, metadata={"help": "samples of every case, taken in turn", "minimum": 2}
+    )
+    num_threads: int | None = field(default=None, metadata=_THREADS)

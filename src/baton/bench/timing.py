@@ -1,0 +1,38 @@
+"""Taking samples of several cases in turn, so that a slow minute of the machine touches them all.
+
+Elsewhere: what is done with samples (report.py).
+"""
+
+from collections.abc import Callable, Mapping
+
+from baton.core.clock import Clock
+
+Sample = Callable[[], float]
+"""Runs a case once and returns what it measured (a rate, in the case's own unit)."""
+
+
+def rate(run: Callable[[], object], work: float, clock: Clock) -> Sample:
+    """A case that does `work` units with every `run`: samples are units per second."""
+
+    def sample() -> float:
+        started_s = clock.now_s()
+        run()
+        return work / (clock.now_s() - started_s)
+
+    return sample
+
+
+def interleave(
+    cases: Mapping[str, Sample], rounds: int, warm_ups: int = 2
+) -> dict[str, list[float]]:
+    """`rounds` samples of every case. Each round runs all of them, every other one backwards: no
+    case always follows the same neighbour, whose caches and clock frequency it inherits."""
+    samples: dict[str, list[float]] = {name: [] for name in cases}
+    order = list(cases)
+    for _ in range(warm_ups):
+        for name in order:
+            cases[name]()
+    for number in range(rounds):
+        for name in order if number % 2 == 0 else reversed(order):
+            samples[name].append(cases[name]())
+    return samples

@@ -1,0 +1,129 @@
+"""`baton bench`: measure this machine's kernels and engine, and compare them.
+
+Invariant: what is printed is what the JSON file says; a missed floor is shown, not an error.
+Elsewhere: the benchmarks (baton/bench), other engines' scripts (benchmarks/peers).
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from baton.bench.config import EngineBenchConfig, KernelBenchConfig
+from baton.checkpoint.source import default_cache_dir, resolve_model
+from baton.core.errors import ConfigError
+from baton.launch.flags import add_flags, from_args
+
+if TYPE_CHECKING:  # both bring torch, which --help does not need
+    from baton.bench.peers import Peers
+    from baton.bench.report import Report
+
+_EXAMPLES = """\
+examples:
+  baton bench kernels                      the C++ kernels against torch's and the machine's limits
+  baton bench kernels --json kernels.json
+  baton bench engine --model-path MODEL    whole steps of the engine, and other engines if installed
+  baton bench engine --peers peers.json    compare with figures taken before
+
+other engines are installed by benchmarks/peers, into PEERS_DIR (default: build/peers)
+"""
+_PEERS_DRIVER: Final = Path("benchmarks/peers/run_all.py")
+
+
+@dataclass(frozen=True)
+class _Output:
+    json: Path | None = field(default=None, metadata={"help": "write the report here, too"})
+
+
+@dataclass(frozen=True)
+class _Peers:
+    peers: Path | None = field(
+        default=None, metadata={"help": "figures of other engines, taken before by run_all.py"}
+    )
+    peers_dir: Path = field(
+        default=Path("build/peers"),
+        metadata={"help": "where other engines are installed", "env": "PEERS_DIR"},
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    # Two pools of threads take turns on the same cores: those that wait must not spin. Read when
+    # torch is loaded, which is later.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    flags = _parser().parse_args(argv)
+    report = _kernels(flags) if flags.benchmark == "kernels" else _engine(flags)
+    _publish(report, from_args(_Output, flags))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="baton bench",
+        description="Measure this machine's kernels or engine.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    kernels = benchmarks.add_parser("kernels", help="the C++ kernels, one by one")
+    add_flags(kernels, KernelBenchConfig, _Output)
+    engine = benchmarks.add_parser("engine", help="whole steps of the engine")
+    add_flags(engine, EngineBenchConfig, _Peers, _Output)
+    return parser
+
+
+def _kernels(flags: argparse.Namespace) -> "Report":
+    from baton.bench.bench_kernels import bench_kernels
+
+    return bench_kernels(from_args(KernelBenchConfig, flags))
+
+
+def _engine(flags: argparse.Namespace) -> "Report":
+    from baton.bench.bench_engine import bench_engine
+    from baton.bench.peers import read_peers
+
+    config = from_args(EngineBenchConfig, flags)
+    source = from_args(_Peers, flags, environ=os.environ)
+    given = read_peers(source.peers) if source.peers is not None else None
+    model_path = resolve_model(config.model_path, cache_dir=default_cache_dir(os.environ))
+
+    def peers() -> "Peers | str":
+        return given if given is not None else run_peers(source.peers_dir)
+
+    peers_from = "this run" if source.peers is None else f"before, {source.peers.name}"
+    return bench_engine(config, model_path, peers, peers_from)
+
+
+def run_peers(peers_dir: Path) -> "Peers | str":
+    """Measure the engines that are installed in `peers_dir`, or say why none were."""
+    from baton.bench.peers import read_peers
+
+    if not peers_dir.is_dir():
+        return f"no other engines are installed in {peers_dir} (see benchmarks/peers)"
+    if not _PEERS_DRIVER.exists():
+        return f"{_PEERS_DRIVER} is not here; run from Baton's repository"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "peers.json"
+        command = [sys.executable, str(_PEERS_DRIVER), "--json", str(path)]
+        environ = {**os.environ, "PEERS_DIR": str(peers_dir.resolve())}
+        environ.pop("OMP_WAIT_POLICY", None)  # theirs to choose
+        status = subprocess.run(command, env=environ, stdout=sys.stderr, check=False).returncode
+        if not path.exists():  # it writes what it has even when one of the engines fails
+            return f"{_PEERS_DRIVER} ended with exit status {status}, without figures"
+        return read_peers(path)
+
+
+def _publish(report: "Report", output: _Output) -> None:
+    from rich.console import Console
+
+    from baton.bench.table import print_report
+
+    print_report(report, Console())
+    if output.json is not None:
+        try:
+            output.json.write_bytes(report.to_json())
+        except OSError as error:
+            raise ConfigError(f"--json {output.json} cannot be written: {error}") from error
