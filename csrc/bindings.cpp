@@ -81,8 +81,9 @@ HeldLinear make_linear(std::vector<Part> parts) {
 
 void run_linear(const Engine& engine, const HeldLinear& held,
                 nb::ndarray<const float, nb::ndim<2>, nb::c_contig> x, FloatRows y, int epilogue,
-                std::optional<Floats> norm_weight, float eps) {
-  const Linear& linear = held.linear;
+                std::optional<Floats> norm_weight, float eps, bool keeps_remainder) {
+  Linear linear = held.linear;
+  linear.keeps_remainder = keeps_remainder;
   const int num_rows = int(x.shape(0));
   require(int(x.shape(1)) == linear.num_in, "x is not as wide as the weight's inputs");
   require(epilogue >= 0 && epilogue <= 2, "epilogue is not 0, 1 or 2");
@@ -261,7 +262,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("isa", [](const Engine& self) { return self.kernels->name; })
       .def_prop_ro("num_threads", [](const Engine& self) { return self.threads->num_threads(); })
       .def("linear", &run_linear, "linear"_a, "x"_a, "y"_a, "epilogue"_a = 0,
-           "norm_weight"_a = nb::none(), "eps"_a = 0.0f)
+           "norm_weight"_a = nb::none(), "eps"_a = 0.0f, "keeps_remainder"_a = false)
       .def("rms_norm", &run_rms_norm, "x"_a, "weight"_a, "eps"_a, "y"_a)
       .def("silu_mul", &run_silu_mul, "gate"_a, "up"_a, "y"_a)
       .def("embed", &run_embed, "table"_a, "ids"_a, "y"_a)

@@ -7,7 +7,7 @@
 namespace baton {
 namespace {
 
-constexpr int kRowsPerPiece = 16;
+constexpr int kRowsPerPiece = 4;
 
 int64_t now_ns() {
   const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -27,7 +27,10 @@ Decoder::Decoder(const KernelTable& kernels, ThreadPool& threads, const DecoderC
       config_(config),
       embedding_(embedding),
       final_norm_(final_norm),
-      lm_head_(std::move(lm_head)) {}
+      lm_head_(std::move(lm_head)) {
+  // Of all roundings, that of the last product's input moves the logits most, for the least work.
+  lm_head_.keeps_remainder = true;
+}
 
 void Decoder::forward(const DecoderInput& input, KvLayer kv, int64_t layer_bytes, float* logits) {
   DenormalsOff denormals_off;

@@ -75,7 +75,7 @@ class Decoder {
   const DecoderConfig config_;
   const PackedWeight embedding_;
   const float* const final_norm_;
-  const Linear lm_head_;
+  Linear lm_head_;
   std::vector<DecoderLayer> layers_;
 
   std::vector<float> x_, qkv_, attended_, gated_, halves_, selected_;

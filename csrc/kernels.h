@@ -54,9 +54,12 @@ enum class ActivationForm : int32_t {
   kF32 = 3,
 };
 
-// T x K activations. For int8: value = scale * q with scale = max|x| / 127 of the group or row.
+// T x K activations. For int8: value = scale * q with scale = max|x| / 127 of the group or row; with
+// `has_remainder`, row 2i is input row i so rounded and row 2i + 1 what that rounding left, rounded
+// in turn: 2T rows, which a product adds up again.
 struct Activations {
   ActivationForm form;
+  bool has_remainder; // int8 only
   int32_t num_in;     // K
   int8_t* values;     // T x K
   float* scales;      // T x K/32, or T

@@ -13,6 +13,9 @@ namespace {
 
 constexpr int kPanels = 2;
 
+// With so few tiles of rows, memory is slower than arithmetic.
+constexpr int kFewTiles = 8;
+
 // How many rows a tile can have, by the number of registers (portable: by how long compilers take).
 // Integer sums of groups need a second set of registers beside the float sums.
 #if defined(BATON_ISA_avx512)
@@ -20,7 +23,7 @@ constexpr int kGroupedRows = 6, kPlainRows = 8;
 #elif defined(BATON_ISA_avx2)
 constexpr int kGroupedRows = 2, kPlainRows = 3;
 #else
-constexpr int kGroupedRows = 1, kPlainRows = 1;
+constexpr int kGroupedRows = 2, kPlainRows = 2;
 #endif
 
 BATON_INLINE int32_t four_bytes(const int8_t* p) {
@@ -41,13 +44,23 @@ BATON_INLINE F32 load_scales(const uint8_t* p) {
   return load(reinterpret_cast<const float*>(p));
 }
 
+// Few rows ask for weights faster than the processor's own prefetcher, which stops at every page,
+// brings them. `ahead` is where the weights needed next lie, in bytes from here; 0: do not fetch.
+template <int kBytes>
+BATON_INLINE void prefetch(const uint8_t* p, int64_t ahead) {
+  if (ahead == 0) return;
+#pragma GCC unroll 16
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + ahead + i);
+}
+
 template <int kBits, int kWeightGroup, bool kHalf, bool kMin>
 struct GroupedTile {
   static constexpr int kMaxRows = kGroupedRows;
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
-                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+                               const uint8_t* const panels[kPanels], int64_t ahead,
+                               F32 y[MR][kPanels]) {
     constexpr int kScaleBytes = kPanelRows * (kHalf ? 2 : 4);
     constexpr int kHeader = kScaleBytes * (kMin ? 2 : 1);
     constexpr int kGroupBytes = kHeader + kPanelRows * kWeightGroup * kBits / 8;
@@ -74,6 +87,8 @@ struct GroupedTile {
           acc[r][0] = acc[r][1] = start;
         }
         const int8_t* inputs = values + g * kGroup + part * kWeightGroup;
+        prefetch<kGroupBytes>(p0, ahead);
+        prefetch<kGroupBytes>(p1, ahead);
         multiply<MR>(p0 + kHeader, p1 + kHeader, inputs, num_in, acc);
         const F32 scale0 = load_scales<kHalf>(p0), scale1 = load_scales<kHalf>(p1);
 #pragma GCC unroll 12
@@ -144,7 +159,8 @@ struct PerChannelTile {
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
-                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+                               const uint8_t* const panels[kPanels], int64_t ahead,
+                               F32 y[MR][kPanels]) {
     const int num_in = w.num_in;
     const int8_t* inputs = x.values + int64_t(row) * num_in;
     const uint8_t* p0 = panels[0] + 4 * kPanelRows;
@@ -156,6 +172,8 @@ struct PerChannelTile {
 #pragma GCC unroll 2
     for (int c = 0; c < num_in / 4; ++c) {
       const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
+      prefetch<64>(p0 + 64 * c, ahead);
+      prefetch<64>(p1 + 64 * c, ahead);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
         const int32_t four = four_bytes(inputs + int64_t(r) * num_in + 4 * c);
@@ -178,7 +196,8 @@ struct Bf16Tile {
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
-                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+                               const uint8_t* const panels[kPanels], int64_t ahead,
+                               F32 y[MR][kPanels]) {
     const int num_in = w.num_in;
     const uint16_t* inputs = x.bf16 + int64_t(row) * num_in;
     const uint16_t* p0 = reinterpret_cast<const uint16_t*>(panels[0]);
@@ -186,6 +205,8 @@ struct Bf16Tile {
 #pragma GCC unroll 2
     for (int k = 0; k < num_in / 2; ++k) {
       const B16x32 w0 = load_pairs(p0 + 32 * k), w1 = load_pairs(p1 + 32 * k);
+      prefetch<64>(reinterpret_cast<const uint8_t*>(p0 + 32 * k), ahead);
+      prefetch<64>(reinterpret_cast<const uint8_t*>(p1 + 32 * k), ahead);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
         const B16x32 pair = splat_pair(pair_at(inputs + int64_t(r) * num_in + 2 * k));
@@ -201,7 +222,8 @@ struct F32Tile {
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
-                               const uint8_t* const panels[kPanels], F32 y[MR][kPanels]) {
+                               const uint8_t* const panels[kPanels], int64_t ahead,
+                               F32 y[MR][kPanels]) {
     const int num_in = w.num_in;
     const float* inputs = x.f32 + int64_t(row) * num_in;
     const float* p0 = reinterpret_cast<const float*>(panels[0]);
@@ -209,6 +231,8 @@ struct F32Tile {
 #pragma GCC unroll 2
     for (int k = 0; k < num_in; ++k) {
       const F32 w0 = load(p0 + 16 * k), w1 = load(p1 + 16 * k);
+      prefetch<64>(reinterpret_cast<const uint8_t*>(p0 + 16 * k), ahead);
+      prefetch<64>(reinterpret_cast<const uint8_t*>(p1 + 16 * k), ahead);
 #pragma GCC unroll 12
       for (int r = 0; r < MR; ++r) {
         const F32 one = splat(inputs[int64_t(r) * num_in + k]);
@@ -241,14 +265,23 @@ BATON_INLINE void write(const LinearArgs& args, int row, int column, F32 y) {
     at[i] = args.epilogue == Epilogue::kAdd ? at[i] + result[i] : result[i];
 }
 
+// Rows of activations that make one row of the result.
+BATON_INLINE int rows_per_output(const LinearArgs& args) { return args.x->has_remainder ? 2 : 1; }
+
 // What becomes of a tile's sums. Apart from the tiles so that it is compiled once.
 __attribute__((noinline)) void finish(const LinearArgs& args, int row, int num_rows, int panel,
                                       bool has_second, const float (*sums)[kPanels][kLanes]) {
+  const int step = rows_per_output(args);
   const int column = panel * kPanelRows;
   const F32 bias0 = load_bias(args, column);
   const F32 bias1 = has_second ? load_bias(args, column + kPanelRows) : zero();
-  for (int r = 0; r < num_rows; ++r) {
-    F32 y0 = load(sums[r][0]), y1 = load(sums[r][1]);
+  row /= step;
+  for (int r = 0; r < num_rows / step; ++r) {
+    F32 y0 = load(sums[r * step][0]), y1 = load(sums[r * step][1]);
+    if (step == 2) {
+      y0 = add(y0, load(sums[r * step + 1][0]));
+      y1 = add(y1, load(sums[r * step + 1][1]));
+    }
     if (args.bias != nullptr) {
       y0 = add(y0, bias0);
       y1 = add(y1, bias1);
@@ -264,7 +297,7 @@ __attribute__((noinline)) void finish(const LinearArgs& args, int row, int num_r
 
 template <class Tile, int MR>
 __attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int panel,
-                                        int panel_end) {
+                                        int panel_end, int64_t ahead) {
   const PackedWeight& w = *args.weight;
   const bool has_second = panel + 1 < panel_end;
   const uint8_t* first = w.data + panel * w.panel_bytes;
@@ -273,7 +306,7 @@ __attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int pan
   F32 y[MR][kPanels];
 #pragma GCC unroll 12
   for (int r = 0; r < MR; ++r) y[r][0] = y[r][1] = zero();
-  Tile::template run<MR>(w, *args.x, row, panels, y);
+  Tile::template run<MR>(w, *args.x, row, panels, ahead, y);
   alignas(64) float sums[MR][kPanels][kLanes];
 #pragma GCC unroll 12
   for (int r = 0; r < MR; ++r) {
@@ -285,24 +318,33 @@ __attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int pan
 
 template <class Tile, int MR = Tile::kMaxRows>
 BATON_INLINE void run_tile_of(int num_rows, const LinearArgs& args, int row, int panel,
-                              int panel_end) {
+                              int panel_end, int64_t ahead) {
   if (num_rows == MR) {
-    run_tile<Tile, MR>(args, row, panel, panel_end);
+    run_tile<Tile, MR>(args, row, panel, panel_end, ahead);
   } else if constexpr (MR > 1) {
-    run_tile_of<Tile, MR - 1>(num_rows, args, row, panel, panel_end);
+    run_tile_of<Tile, MR - 1>(num_rows, args, row, panel, panel_end, ahead);
   }
 }
 
 template <class Tile>
 void multiply(const LinearArgs& args, int row_begin, int row_end, int panel_begin, int panel_end) {
-  const int num_rows = row_end - row_begin;
-  const int num_tiles = (num_rows + Tile::kMaxRows - 1) / Tile::kMaxRows;
-  // The rows of a tile stay in the first-level cache while panels stream by from the second.
-  for (int tile = 0; tile < num_tiles; ++tile) {
+  const int num_rows = row_end - row_begin, step = rows_per_output(args);
+  const int most = Tile::kMaxRows / step;
+  const int num_tiles = (num_rows + most - 1) / most;
+  const auto run = [&](int tile, int panel, int64_t ahead) {
     const int begin = row_begin + int(int64_t(num_rows) * tile / num_tiles);
     const int end = row_begin + int(int64_t(num_rows) * (tile + 1) / num_tiles);
+    run_tile_of<Tile>((end - begin) * step, args, begin * step, panel, panel_end, ahead);
+  };
+  if (num_tiles <= kFewTiles) {
+    // Weights come from memory: each pair is used for all rows while the next one is fetched.
     for (int panel = panel_begin; panel < panel_end; panel += kPanels)
-      run_tile_of<Tile>(end - begin, args, begin, panel, panel_end);
+      for (int tile = 0; tile < num_tiles; ++tile)
+        run(tile, panel, tile == 0 ? kPanels * args.weight->panel_bytes : 0);
+  } else {
+    // The rows of a tile stay in the first-level cache while panels stream by from the second.
+    for (int tile = 0; tile < num_tiles; ++tile)
+      for (int panel = panel_begin; panel < panel_end; panel += kPanels) run(tile, panel, 0);
   }
 }
 

@@ -7,7 +7,7 @@ namespace baton {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int kRowsPerPreparation = 16;
+constexpr int kRowsPerPreparation = 4;
 
 // A multiple of every tile height (linear.cpp). 96 rows of a few thousand int8 inputs stay in a
 // second-level cache while all panels pass by.
@@ -43,7 +43,10 @@ ActivationForm activation_form(const PackedWeight& weight) {
   }
 }
 
-const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, int num_in) {
+const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, int num_in,
+                                             bool has_remainder) {
+  has_remainder &= form == ActivationForm::kInt8Group || form == ActivationForm::kInt8Row;
+  if (has_remainder) num_rows *= 2;
   const int64_t elements = int64_t(num_rows) * num_in;
   const bool is_grouped = form == ActivationForm::kInt8Group;
   const int64_t num_scales = is_grouped ? elements / kGroup : num_rows;
@@ -59,6 +62,7 @@ const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, 
   Activations& x = activations_[int(form)];
   x = {};
   x.form = form;
+  x.has_remainder = has_remainder;
   x.num_in = num_in;
   if (form == ActivationForm::kBf16) {
     x.bf16 = reinterpret_cast<uint16_t*>(at);
@@ -83,7 +87,7 @@ void prepare(const KernelTable& kernels, ThreadPool& threads, const Linear& line
   for (const LinearPart& part : linear.parts) {
     const ActivationForm form = activation_form(part.weight);
     if (std::exchange(is_done[int(form)], true)) continue;
-    const Activations& out = buffer.reserve(form, num_rows, linear.num_in);
+    const Activations& out = buffer.reserve(form, num_rows, linear.num_in, linear.keeps_remainder);
     for_rows(threads, num_rows, kRowsPerPreparation, [&](int begin, int end) {
       if (norm_weight != nullptr)
         kernels.rms_norm_quantize(x, x_stride, norm_weight, eps, begin, end, out);

@@ -20,7 +20,9 @@ struct LinearPart {
   int32_t column;  // of the first output
 };
 
+// `keeps_remainder`: activations that are rounded to int8 are rounded twice (see Activations).
 struct Linear {
+  bool keeps_remainder = false;
   std::vector<LinearPart> parts;
   int32_t num_in = 0;
   int32_t num_out = 0;
@@ -30,7 +32,7 @@ struct Linear {
 class ActivationBuffer {
  public:
   // Room for `num_rows` rows of `num_in`; what it held before is lost.
-  const Activations& reserve(ActivationForm form, int num_rows, int num_in);
+  const Activations& reserve(ActivationForm form, int num_rows, int num_in, bool has_remainder);
   const Activations& get(ActivationForm form) const { return activations_[int(form)]; }
 
  private:

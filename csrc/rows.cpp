@@ -22,6 +22,18 @@ struct NormedRow {
   }
 };
 
+// What rounding left of a row.
+template <class Row>
+struct Remainder {
+  const Row& row;
+  const int8_t* values;
+  const float* scales;
+  int group;
+  BATON_INLINE F32 at(int i) const {
+    return fma(splat(-scales[i / group]), load_s8(values + i), row.at(i));
+  }
+};
+
 template <class Row>
 BATON_INLINE void quantize_groups(const Row& row, int index, const Activations& out) {
   const int num_groups = out.num_in / kGroup;
@@ -60,13 +72,28 @@ BATON_INLINE void quantize_row(const Row& row, int index, const Activations& out
 }
 
 template <class Row>
+BATON_INLINE void quantize_once(const Row& row, int index, const Activations& out) {
+  if (out.form == ActivationForm::kInt8Group) return quantize_groups(row, index, out);
+  quantize_row(row, index, out);
+}
+
+template <class Row>
+BATON_INLINE void quantize_fully(const Row& row, int index, const Activations& out) {
+  if (!out.has_remainder) return quantize_once(row, index, out);
+  const int group = out.form == ActivationForm::kInt8Group ? kGroup : out.num_in;
+  quantize_once(row, 2 * index, out);
+  const int64_t first = int64_t(2) * index * out.num_in;
+  quantize_once(Remainder<Row>{row, out.values + first, out.scales + first / group, group},
+                2 * index + 1, out);
+}
+
+template <class Row>
 BATON_INLINE void round_row(const Row& row, int index, const Activations& out) {
   const int64_t offset = int64_t(index) * out.num_in;
   switch (out.form) {
     case ActivationForm::kInt8Group:
-      return quantize_groups(row, index, out);
     case ActivationForm::kInt8Row:
-      return quantize_row(row, index, out);
+      return quantize_fully(row, index, out);
     case ActivationForm::kBf16:
       for (int i = 0; i < out.num_in; i += kLanes) store_bf16(out.bf16 + offset + i, row.at(i));
       return;

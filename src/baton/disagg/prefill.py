@@ -129,6 +129,7 @@ class PrefillRole:
         self._draining: list[_Leg] = []
         self._given_up: OrderedDict[Pair, _GivenUp] = OrderedDict()
         core.on_progress = self._on_progress
+        core.on_failure = self._on_failure
 
     @property
     def num_handovers(self) -> int:
@@ -277,6 +278,13 @@ class PrefillRole:
         if sequence.state is SequenceState.HELD:
             leg.move_to(LegState.WRITING)
         self._post_finished_blocks(leg)
+
+    def _on_failure(self, sequence: Sequence, finish: Finish) -> None:
+        leg = self._leg_of(sequence.request_id)
+        if leg is None:
+            self._core.end(sequence, finish)
+        else:
+            self._end(leg, finish)
 
     def _post_finished_blocks(self, leg: _Leg) -> None:
         """Post the blocks that are complete and not posted yet, once the peer is connected."""

@@ -17,15 +17,18 @@ from baton.core.errors import RequestError
 from baton.core.request import EngineRequest, Finish, FinishReason
 from baton.engine.config import EngineConfig
 from baton.engine.runner import ModelRunner, SpanLogits
-from baton.engine.sampler import choose_token, token_logprob
-from baton.engine.scheduler import Scheduler
+from baton.engine.sampler import NO_TOKEN, NextToken, Sampler
+from baton.engine.scheduler import ScheduledSpan, Scheduler
 from baton.engine.sequence import Sequence, SequenceState
+from baton.kernels import _native
 from baton.kvcache.block_pool import BlockPool
 from baton.messages.engine import BlockLedger, TokenLogprob, TokenOutput
 
 MAX_PROMPT_LOGPROBS = 2**21
 """Entries for one prompt. They cross to the api process in one frame (ipc/framing.py), where each
 takes up to 14 bytes."""
+
+_Chosen = tuple[int, TokenLogprob | None]  # a token, and its logprob where it is wanted
 
 
 @dataclass
@@ -53,7 +56,9 @@ class EngineCore:
         context_length: int,
         vocab_size: int,
         clock: Clock,
+        kernels: _native.Kernels | None = None,
     ):
+        """`kernels`: whose threads choose the tokens; None: the calling thread alone does."""
         self.pool = pool
         self.block_size = config.page_size
         self.context_length = context_length
@@ -61,6 +66,8 @@ class EngineCore:
         self.counters = EngineCounters()
         self.on_progress: Callable[[Sequence], None] = lambda sequence: None
         """Called when a prefill leg has (more) computed tokens."""
+        self.on_failure: Callable[[Sequence, Finish], None] = self.end
+        """Called when a sequence cannot go on; whoever is called ends it."""
         self.scheduler = Scheduler(
             pool,
             block_size=config.page_size,
@@ -68,6 +75,7 @@ class EngineCore:
             max_tokens_per_step=config.chunked_prefill_size,
         )
         self._runner = runner
+        self._sampler = Sampler(kernels)
         self._clock = clock
         self._sequences: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
@@ -133,6 +141,7 @@ class EngineCore:
         if not plan.spans:
             return bool(plan.preempted)
         results = self._runner.run(plan.spans)
+        chosen = self._choose(plan.spans, results)
         for span, logits in zip(plan.spans, results, strict=True):
             sequence = span.sequence
             sequence.num_computed_tokens += span.num_tokens
@@ -140,8 +149,8 @@ class EngineCore:
                 self.counters.prompt_tokens += span.num_tokens
             self._seal(sequence)
             self._collect_prompt_logprobs(sequence, logits)
-            if logits.next_V is not None:
-                self._extend(sequence, logits)
+            if sequence.request_id in chosen:
+                self._extend(sequence, *chosen[sequence.request_id])
             elif sequence.is_prefill_leg:
                 self.on_progress(sequence)
         self.counters.steps += 1
@@ -235,23 +244,52 @@ class EngineCore:
         collected = self._prompt_logprobs.setdefault(sequence.request_id, [])
         if not collected and sequence.request.prompt_logprobs_start == 0:
             collected.append(TokenLogprob(token_id=sequence.token_ids[0], logprob=None))
-        for offset, row_V in enumerate(logits.prompt_NV):
-            token_id = sequence.token_ids[logits.prompt_start + offset]
-            collected.append(token_logprob(row_V, token_id, num_top))
+        first = logits.prompt_start
+        token_ids = sequence.token_ids[first : first + len(logits.prompt_NV)]
+        num_tops = [num_top] * len(token_ids)
+        collected += self._sampler.logprobs(list(logits.prompt_NV), token_ids, num_tops)
 
-    def _extend(self, sequence: Sequence, logits: SpanLogits) -> None:
-        assert logits.next_V is not None
-        params = sequence.request.sampling
-        token_id = choose_token(
-            logits.next_V,
-            params,
-            sequence.request.prompt_token_ids,
-            sequence.token_ids[sequence.num_prompt_tokens :],
+    def _choose(self, spans: list[ScheduledSpan], results: list[SpanLogits]) -> dict[str, _Chosen]:
+        """By request id: the next token of each sequence that is computed to its end."""
+        wanted = {
+            span.sequence.request_id: NextToken(
+                logits.next_V,
+                span.sequence.request.sampling,
+                span.sequence.token_ids,
+                span.sequence.num_prompt_tokens,
+            )
+            for span, logits in zip(spans, results, strict=True)
+            if logits.next_V is not None
+        }
+        token_ids = dict(zip(wanted, self._sampler.choose(list(wanted.values())), strict=True))
+        logprobs = self._logprobs(wanted, token_ids)
+        return {name: (token_id, logprobs.get(name)) for name, token_id in token_ids.items()}
+
+    def _logprobs(
+        self, wanted: dict[str, NextToken], token_ids: dict[str, int]
+    ) -> dict[str, TokenLogprob]:
+        """Of those that want them and have a token."""
+        num_tops = {
+            name: each.params.num_top_logprobs
+            for name, each in wanted.items()
+            if each.params.num_top_logprobs is not None and token_ids[name] != NO_TOKEN
+        }
+        logprobs = self._sampler.logprobs(
+            [wanted[name].logits for name in num_tops],
+            [token_ids[name] for name in num_tops],
+            list(num_tops.values()),
         )
-        logprob = None
-        if params.num_top_logprobs is not None:
-            logprob = token_logprob(logits.next_V, token_id, params.num_top_logprobs)
-        if sequence.is_prefill_leg:
+        return dict(zip(num_tops, logprobs, strict=True))
+
+    def _extend(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> None:
+        if token_id == NO_TOKEN:
+            message = (
+                "the model computed no usable logits for this request (NaN or infinite); "
+                "check its weights"
+            )
+            finish = Finish(reason=FinishReason.ERROR, message=message, status=500)
+            self.on_failure(sequence, finish)
+        elif sequence.is_prefill_leg:
             self._hold(sequence, token_id, logprob)
         else:
             self._append(sequence, token_id, logprob)

@@ -28,9 +28,9 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class SpanLogits:
-    """Logits of one span. `prompt_NV[i]` predicts prompt position `prompt_start + i`;
-    `next_V` predicts the token after the sequence, None when its prompt is not finished. Valid until
-    the next step."""
+    """Logits of one span, valid until the next step. `prompt_NV[i]` predicts prompt position
+    `prompt_start + i`; `next_V` predicts the token after the sequence, None when its prompt is
+    not finished."""
 
     next_V: npt.NDArray[np.float32] | None
     prompt_start: int

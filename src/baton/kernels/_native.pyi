@@ -73,9 +73,11 @@ class Kernels:
         epilogue: int = 0,
         norm_weight: Floats | None = None,
         eps: float = 0.0,
+        keeps_remainder: bool = False,
     ) -> None:
         """y = x Wᵀ (+ bias), with `norm_weight` of x normalized. Epilogue 0 stores, 1 adds to y,
-        2 is silu(gate) * up over panels of gate and up in turn."""
+        2 is silu(gate) * up over panels of gate and up in turn. `keeps_remainder`: where x is
+        rounded to int8, what that leaves is rounded and multiplied, too."""
 
     def rms_norm(self, x: Floats, weight: Floats, eps: float, y: Floats) -> None: ...
     def silu_mul(self, gate: Floats, up: Floats, y: Floats) -> None: ...
@@ -147,5 +149,24 @@ class Decoder:
     ) -> None: ...
     def stage_seconds(self) -> dict[str, float]:
         """Time spent in each stage of `forward` since the start."""
+
+class Sampler:
+    """Chooses tokens on the threads of `kernels` (None: on the calling thread). Not reentrant."""
+
+    def __init__(self, kernels: Kernels | None = None) -> None: ...
+    def choose(
+        self, rows: list[Floats], choices: list[tuple[float, int, float, float, int, int]]
+    ) -> list[int]:
+        """The token of each row of logits. A choice is (temperature, top_k, top_p, min_p, seed,
+        position); temperature 0 is greedy, others are from 1e-6. -1: the row has a NaN or no finite
+        best logit."""
+
+    def logprobs(
+        self, rows: list[Floats], tokens: list[int], num_top: list[int]
+    ) -> list[tuple[float, list[tuple[int, float]]]]:
+        """Log-softmax at each row's token, and the `num_top` best tokens with theirs."""
+
+def random_bits(seed: int, position: int) -> int:
+    """53 bits, of the stream that numpy's Philox(key=seed, counter=[position, 0, 0, 0]) begins."""
 
 def __getattr__(name: str) -> Any: ...

@@ -92,6 +92,7 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
         context_length=context_length,
         vocab_size=card.vocab_size,
         clock=clock,
+        kernels=model.kernels,
     )
     engine_id = secrets.token_hex(8)
     events: deque[PeerEvent] = deque()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from baton.kernels import _native
 from baton.kernels.interface import ForwardBatch, Logits, Ops, SequenceSpan
 from baton.kvcache.layout import KvLayout
 from baton.models.config import ModelConfig
@@ -47,6 +48,7 @@ class LlamaModel:
 
     def __init__(self, config: ModelConfig, weights: Weights, linears: LinearFactory, ops: Ops):
         self.config = config
+        self.kernels: _native.Kernels | None = None
         self._ops = ops
         self._embedding_VE = weights.take_as_stored(
             "model.embed_tokens.weight", config.vocab_size, config.hidden_size

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from baton.core.errors import ConfigError
 from baton.kernels import _native
 from baton.kernels.interface import ForwardBatch, Logits
-from baton.kernels.native import LANES, native_linear, native_weight
+from baton.kernels.native import LANES, LargePages, native_linear, native_weight
 from baton.kernels.packing import PackedWeight, can_interleave, interleave_gate_up, pack
 from baton.kvcache.layout import KvLayout
 from baton.models.config import ModelConfig
@@ -51,10 +51,10 @@ class NativeLlamaModel:
         self, config: ModelConfig, weights: Weights, kernels: _native.Kernels, *, to_int8: bool
     ):
         self.config = config
+        self.kernels: _native.Kernels | None = kernels
         loader = _Loader(weights, to_int8)
         hidden, head_dim = config.hidden_size, config.head_dim
-        embedding = loader.pack("model.embed_tokens.weight", config.vocab_size, hidden)
-        table = native_weight(embedding)
+        table = loader.native(loader.pack("model.embed_tokens.weight", config.vocab_size, hidden))
         if config.tie_word_embeddings:
             # Some tied checkpoints carry the copy all the same.
             weights.pass_over("lm_head.weight")
@@ -138,6 +138,7 @@ class _Loader:
     def __init__(self, weights: Weights, to_int8: bool):
         self._weights = weights
         self._to_int8 = to_int8
+        self._pages = LargePages()
 
     def floats(self, name: str, size: int) -> Floats:
         values: Floats = self._weights.take(name, size).numpy()
@@ -146,6 +147,9 @@ class _Loader:
     def pack(self, name: str, num_out: int, num_in: int) -> PackedWeight:
         return pack(self._weights.take_matrix(name, num_out, num_in, to_int8=self._to_int8))
 
+    def native(self, packed: PackedWeight) -> _native.Weight:
+        return native_weight(self._pages.place(packed))
+
     def linear(
         self, names: list[str], num_in: int, num_out: list[int], *, bias: bool
     ) -> _native.Linear:
@@ -153,7 +157,7 @@ class _Loader:
         return native_linear(
             *(
                 (
-                    native_weight(self.pack(f"{name}.weight", size, num_in)),
+                    self.native(self.pack(f"{name}.weight", size, num_in)),
                     self.floats(f"{name}.bias", size) if bias else None,
                 )
                 for name, size in zip(names, num_out, strict=True)
@@ -166,13 +170,13 @@ class _Loader:
         gate, up = (self.pack(f"{name}.weight", num_out, num_in) for name in names)
         biases = [self.floats(f"{name}.bias", num_out) if bias else None for name in names]
         if not can_interleave(gate, up):
-            weights = [native_weight(gate), native_weight(up)]
+            weights = [self.native(gate), self.native(up)]
             return native_linear(*zip(weights, biases, strict=True))
         both = None
         if biases[0] is not None and biases[1] is not None:
             both = np.stack([each.reshape(-1, LANES) for each in biases if each is not None], 1)
             both = np.ascontiguousarray(both).reshape(-1)
-        return native_linear((native_weight(interleave_gate_up(gate, up)), both))
+        return native_linear((self.native(interleave_gate_up(gate, up)), both))
 
 
 def check_kv(dtype: str, block_size: int) -> None:

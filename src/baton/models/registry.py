@@ -12,6 +12,7 @@ import torch
 from baton.checkpoint import GgufFile, HfFolder, open_checkpoint
 from baton.core.errors import ConfigError
 from baton.core.model_card import ModelCard
+from baton.kernels import _native
 from baton.kernels.interface import ForwardBatch, Logits
 from baton.kernels.native import open_kernels
 from baton.kernels.torch_ops import TorchOps
@@ -34,9 +35,10 @@ Quantization = Literal["none", "w8a8_int8"]
 
 
 class Model(Protocol):
-    """What an engine needs of a model."""
+    """What an engine needs of a model. `kernels`: those that it runs on, None for torch."""
 
     config: ModelConfig
+    kernels: _native.Kernels | None
 
     def forward(self, batch: ForwardBatch, kv_pool: Any) -> Logits:
         """Logits, len(batch.logit_rows)×V, valid until the next call; writes the batch's KV to
