@@ -27,9 +27,14 @@ Cluster = tuple[Server, Server, Server]
 
 @pytest.fixture(scope="module")
 def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Small chunks, so that a prompt takes many steps and there is time to break something."""
+    """Small chunks through the slow reference ops, so that a prompt takes seconds and there is time
+    to break something."""
     folder = tmp_path_factory.mktemp("faults")
-    options = ["--chunked-prefill-size=4", "--max-total-tokens=8192"]
+    options = [
+        "--chunked-prefill-size=4",
+        "--max-total-tokens=8192",
+        "--kernel-backend=torch",
+    ]
     prefill = worker("prefill", tiny_model, folder, *options)
     decode = worker("decode", tiny_model, folder, *options)
     front = router([prefill, decode], folder)

@@ -82,16 +82,18 @@ def test_generate_batch_and_logprobs(sglang_router: Server) -> None:
     assert len(answer["meta_info"]["output_token_logprobs"]) == 12
 
 
-def test_chat_and_its_stream(sglang_router: Server) -> None:
+def test_chat_and_its_stream(sglang_router: Server, smol_unified: Server) -> None:
     body = {
         "model": "default",
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
-        "max_tokens": 16,
+        "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+        "max_tokens": 24,
         "temperature": 0,
     }
     status, answer = sglang_router.post("/v1/chat/completions", body)
     assert status == 200
-    assert "Paris" in answer["choices"][0]["message"]["content"]
+    expected = smol_unified.post("/v1/chat/completions", body)[1]
+    assert answer["choices"] == expected["choices"]
+    assert "light" in answer["choices"][0]["message"]["content"]
     events = events_of(sglang_router, "/v1/chat/completions", {**body, "stream": True})
     text = "".join(
         choice["delta"].get("content") or "" for event in events for choice in event["choices"]

@@ -50,12 +50,13 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with two_hosts() as (here, there), here.entered():
 
         def on(host: NetworkHost, role: str, *options: str, bind: str = "") -> Server:
-            options = (*options, "--max-total-tokens=16384")
+            options = (*options, "--max-total-tokens=16384", "--kernel-backend=torch")
             server = worker(role, tiny_model, folder, *options, host=bind or host.address)
             server.prefix, server.host = host.prefix, host.address
             return server
 
-        # Small chunks, so that there is time to cut the cable while a prompt is read.
+        # Small chunks through the slow reference ops, so that there is time to cut the cable while
+        # a prompt is read.
         prefill = on(here, "prefill", "--chunked-prefill-size=8")
         unified = on(here, "null")
         decodes = [
