@@ -46,11 +46,13 @@ BATON_INLINE F32 load_scales(const uint8_t* p) {
 
 // Few rows ask for weights faster than the processor's own prefetcher, which stops at every page,
 // brings them. `ahead` is where the weights needed next lie, in bytes from here; 0: do not fetch.
+// Into the second-level cache: the first has too few outstanding misses to keep memory busy.
+constexpr int64_t kPrefetchAhead = 4096;
 template <int kBytes>
 BATON_INLINE void prefetch(const uint8_t* p, int64_t ahead) {
   if (ahead == 0) return;
 #pragma GCC unroll 16
-  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + ahead + i);
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
 }
 
 template <int kBits, int kWeightGroup, bool kHalf, bool kMin>
@@ -340,7 +342,7 @@ void multiply(const LinearArgs& args, int row_begin, int row_end, int panel_begi
     // Weights come from memory: each pair is used for all rows while the next one is fetched.
     for (int panel = panel_begin; panel < panel_end; panel += kPanels)
       for (int tile = 0; tile < num_tiles; ++tile)
-        run(tile, panel, tile == 0 ? kPanels * args.weight->panel_bytes : 0);
+        run(tile, panel, tile == 0 ? kPrefetchAhead : 0);
   } else {
     // The rows of a tile stay in the first-level cache while panels stream by from the second.
     for (int tile = 0; tile < num_tiles; ++tile)
