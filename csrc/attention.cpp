@@ -173,22 +173,33 @@ KeyTile find_tile(const Job& job, const Piece& piece, const Workspace& work, int
   return tile;
 }
 
-// Where the tile at `begin` lies; past the end, some place that is in the cache.
+// Where the tile at `begin` lies; past the end, where the next kv head begins, or after the last the
+// next span: with few rows a thread's next piece is most often that.
 NextTile find_next_tile(const Job& job, const Piece& piece, int begin, int end) {
   const KvLayer& kv = job.kv;
+  const Span* span = &piece.span;
+  int head = piece.kv_head;
+  if (begin >= end) {
+    if (++head == kv.num_kv_heads) {
+      head = 0;
+      if (span + 1 < job.args.spans + job.args.num_spans) ++span;
+    }
+    begin = first_visible(*span, 0, job.args.window) / kTileKeys * kTileKeys;
+    end = end_visible(*span, 0);
+  }
   NextTile next;
   next.element_bytes = element_bytes(kv.form);
   for (int g = 0; g < kTileGroups; ++g) {
     const int position = smaller(begin + g * kKeyGroup, end - 1);
-    const int64_t block = piece.span.blocks[position / kv.block_size];
+    const int64_t block = span->blocks[position / kv.block_size];
     const int64_t skipped = int64_t(position % kv.block_size / kKeyGroup) * kKeyGroup *
                             kv.head_dim * next.element_bytes;
-    next.keys[g] = keys_at(kv, block, piece.kv_head) + skipped;
-    next.values[g] = values_at(kv, block, piece.kv_head) + skipped;
+    next.keys[g] = keys_at(kv, block, head) + skipped;
+    next.values[g] = values_at(kv, block, head) + skipped;
     if (kv.form != KvForm::kInt8) continue;
     const int offset = position % kv.block_size;
-    __builtin_prefetch(key_scales_at(kv, block, piece.kv_head) + offset);
-    __builtin_prefetch(value_scales_at(kv, block, piece.kv_head) + offset);
+    __builtin_prefetch(key_scales_at(kv, block, head) + offset);
+    __builtin_prefetch(value_scales_at(kv, block, head) + offset);
   }
   return next;
 }

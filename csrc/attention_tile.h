@@ -120,7 +120,7 @@ BATON_INLINE void score_groups(const uint16_t* q, int head_dim, const KeyTile& t
     for (int c = 0; c < C; ++c) {
       pairs[c] = load_pairs(keys[c] + d * kKeyGroup);
       if constexpr (kFetches<Next>)
-        __builtin_prefetch(next.keys[group + c] + d * kKeyGroup * next.element_bytes);
+        __builtin_prefetch(next.keys[group + c] + d * kKeyGroup * next.element_bytes, 0, 2);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -215,7 +215,7 @@ BATON_INLINE void weigh_dims(const KeyTile& tile, const Next& next, int begin, i
         pairs[c] = load_pairs(values + first + c * 2 * kLanes);
         if constexpr (kFetches<Next>)
           __builtin_prefetch(next.values[key / kKeyGroup] +
-                             (first + c * 2 * kLanes) * next.element_bytes);
+                             (first + c * 2 * kLanes) * next.element_bytes, 0, 2);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {

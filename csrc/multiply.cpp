@@ -9,9 +9,9 @@ namespace {
 constexpr int64_t kAlignment = 64;
 constexpr int kRowsPerPreparation = 4;
 
-// A multiple of every tile height (linear.cpp). 96 rows of a few thousand int8 inputs stay in a
-// second-level cache while all panels pass by.
-constexpr int kRowsPerPiece = 96;
+// 96 rows of a few thousand int8 inputs stay in a second-level cache while all panels pass by.
+constexpr int kMostRowsPerPiece = 96;
+constexpr int kRowsMultiple = 6;  // the height of most tiles (linear.cpp)
 
 // Long enough that handing out pieces costs nothing, short enough that a thread without a core, or
 // a neighbour with higher priority, waits for little.
@@ -26,6 +26,16 @@ int pairs_per_piece(const PackedWeight& weight, int num_rows, int num_pairs, int
   const int wanted = std::max(1, int(kPieceNs / ns));
   const int fair = std::max(1, num_pairs / (2 * num_threads));
   return std::min(wanted, fair);
+}
+
+// As many blocks of rows for each thread, so that a thread's share of the pieces has the rows that
+// its share of any other work on rows has (thread_pool.h).
+int rows_per_piece(int num_rows, int num_threads) {
+  if (num_rows <= kMostRowsPerPiece) return num_rows;
+  const int blocks_per_thread = (num_rows - 1) / (kMostRowsPerPiece * num_threads) + 1;
+  const int num_blocks = blocks_per_thread * num_threads;
+  const int fair = (num_rows - 1) / num_blocks + 1;
+  return std::min((fair + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple, kMostRowsPerPiece);
 }
 
 }  // namespace
@@ -106,14 +116,14 @@ void multiply(const KernelTable& kernels, ThreadPool& threads, const Linear& lin
                           y + part.column, y_stride, epilogue};
     const int num_panels = (weight.num_out + kPanelRows - 1) / kPanelRows;
     const int num_pairs = (num_panels + 1) / 2;
-    const int num_row_blocks = (num_rows + kRowsPerPiece - 1) / kRowsPerPiece;
-    const int rows_per_block = std::min(num_rows, kRowsPerPiece);
-    const int width = pairs_per_piece(weight, rows_per_block, num_pairs, threads.num_threads());
+    const int rows = rows_per_piece(num_rows, threads.num_threads());
+    const int num_row_blocks = (num_rows + rows - 1) / rows;
+    const int width = pairs_per_piece(weight, rows, num_pairs, threads.num_threads());
     const int num_ranges = (num_pairs + width - 1) / width;
     const auto piece = [&](int index, int) {
-      const int row = index / num_ranges * kRowsPerPiece;
+      const int row = index / num_ranges * rows;
       const int panel = index % num_ranges * width * 2;
-      kernels.linear(args, row, std::min(row + kRowsPerPiece, num_rows), panel,
+      kernels.linear(args, row, std::min(row + rows, num_rows), panel,
                      std::min(panel + 2 * width, num_panels));
     };
     threads.run(num_row_blocks * num_ranges, piece);

@@ -28,19 +28,19 @@ int64_t now_ns() {
 constexpr int kPausesPerClockRead = 32;
 constexpr int kPausesBeforeYield = 2000;
 
-// Fields of a ticket: 16 bits of job number, 24 of piece count, 24 of next piece.
+// Fields of a ticket: 16 bits of job number, 24 of the share's end, 24 of its next piece.
 constexpr int kPieceBits = 24;
 constexpr uint64_t kPieceMask = (1u << kPieceBits) - 1;
 constexpr int kJobShift = 2 * kPieceBits;
 
 uint64_t job_of(uint64_t ticket) { return ticket >> kJobShift; }
-uint64_t count_of(uint64_t ticket) { return (ticket >> kPieceBits) & kPieceMask; }
+uint64_t end_of(uint64_t ticket) { return (ticket >> kPieceBits) & kPieceMask; }
 uint64_t next_of(uint64_t ticket) { return ticket & kPieceMask; }
 
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads, std::vector<int> cores, int64_t spin_ns)
-    : cores_(std::move(cores)), spin_ns_(spin_ns) {
+    : cores_(std::move(cores)), spin_ns_(spin_ns), shares_(size_t(num_threads)) {
   for (int thread = 1; thread < num_threads; ++thread)
     workers_.emplace_back([this, thread] { work(thread); });
 }
@@ -63,9 +63,14 @@ void ThreadPool::run(int num_pieces, Piece function, void* job) {
   function_ = function;
   job_ = job;
   num_done_.store(0, std::memory_order_relaxed);
-  const uint64_t job_number = job_of(ticket_.load(std::memory_order_relaxed)) + 1;
-  ticket_.store(job_number << kJobShift | uint64_t(num_pieces) << kPieceBits,
-                std::memory_order_seq_cst);
+  const uint64_t number = job_of(shares_[0].ticket.load(std::memory_order_relaxed)) + 1;
+  const uint64_t num_shares = shares_.size();
+  for (uint64_t i = 0; i < num_shares; ++i) {
+    const uint64_t begin = uint64_t(num_pieces) * i / num_shares;
+    const uint64_t end = uint64_t(num_pieces) * (i + 1) / num_shares;
+    shares_[i].ticket.store(number << kJobShift | end << kPieceBits | begin,
+                            std::memory_order_seq_cst);
+  }
   if (num_sleeping_.load(std::memory_order_seq_cst) > 0) {
     std::lock_guard lock(mutex_);  // A thread about to sleep looks at the ticket under it.
     wake_.notify_all();
@@ -79,18 +84,26 @@ void ThreadPool::run(int num_pieces, Piece function, void* job) {
 }
 
 void ThreadPool::take_pieces(int thread) {
+  const size_t num_shares = shares_.size();
+  for (size_t i = 0; i < num_shares; ++i)
+    take_share(shares_[(size_t(thread) + i) % num_shares], thread);
+}
+
+void ThreadPool::take_share(Share& share, int thread) {
   for (;;) {
-    const uint64_t ticket = ticket_.fetch_add(1, std::memory_order_acq_rel);
+    const uint64_t seen = share.ticket.load(std::memory_order_relaxed);
+    if (next_of(seen) >= end_of(seen)) return;
+    const uint64_t ticket = share.ticket.fetch_add(1, std::memory_order_acq_rel);
     const uint64_t piece = next_of(ticket);
-    if (piece >= count_of(ticket)) return;
+    if (piece >= end_of(ticket)) return;
     function_(job_, int(piece), thread);
     num_done_.fetch_add(1, std::memory_order_release);
   }
 }
 
-bool ThreadPool::wait_for_job(uint64_t seen) {
+bool ThreadPool::wait_for_job(const Share& own, uint64_t seen) {
   const auto has_job = [&] {
-    return job_of(ticket_.load(std::memory_order_seq_cst)) != seen || is_stopping_;
+    return job_of(own.ticket.load(std::memory_order_seq_cst)) != seen || is_stopping_;
   };
   const int64_t give_up = now_ns() + spin_ns_;
   do {
@@ -114,9 +127,10 @@ void ThreadPool::work(int thread) {
     CPU_SET(cores_[size_t(thread) - 1], &set);
     pthread_setaffinity_np(pthread_self(), sizeof set, &set);
   }
+  const Share& own = shares_[size_t(thread)];
   uint64_t seen = 0;
-  while (wait_for_job(seen)) {
-    seen = job_of(ticket_.load(std::memory_order_acquire));
+  while (wait_for_job(own, seen)) {
+    seen = job_of(own.ticket.load(std::memory_order_acquire));
     take_pieces(thread);
   }
 }

@@ -1,7 +1,9 @@
 // Threads that work through numbered pieces of a job together.
 //
-// Pieces are handed out one by one, so a thread that the system takes off its core holds up no more
-// than the piece it has. Waiting spins for a short time (a step has a hundred small jobs, and waking
+// Every thread has a share of neighbouring pieces, which it takes one by one, and then what is left of
+// the others' shares: a thread that the system takes off its core holds up no more than the piece it
+// has. Where jobs on the same rows follow each other, shares keep a thread on its own rows, which
+// its caches have; fetching them from another core's can cost more than the work. Waiting spins for a short time (a step has a hundred small jobs, and waking
 // a sleeping thread takes longer than some of them), then sleeps, so that an idle engine costs
 // nothing and a neighbour's threads get the core.
 //
@@ -42,21 +44,27 @@ class ThreadPool {
   }
 
  private:
+  // The number of the job, the end of the share, and its next piece, in one word: taking a piece and
+  // knowing that there is one is a single step, however late a thread comes.
+  struct alignas(64) Share {
+    std::atomic<uint64_t> ticket{0};
+  };
+
   void work(int thread);
   void take_pieces(int thread);
-  bool wait_for_job(uint64_t seen);
+  void take_share(Share& share, int thread);
+  bool wait_for_job(const Share& own, uint64_t seen);
 
   std::vector<std::thread> workers_;
   std::vector<int> cores_;
   const int64_t spin_ns_;
 
-  // The job: written before `ticket_` announces it, read only by who holds a piece of it.
+  // The job: written before the shares announce it, read only by who holds a piece of it.
   Piece function_ = nullptr;
   void* job_ = nullptr;
 
-  // The number of the job, of its pieces, and of the next piece, in one word: taking a piece and
-  // knowing that there is one is a single step, however late a thread comes.
-  alignas(64) std::atomic<uint64_t> ticket_{0};
+  // One for each thread.
+  std::vector<Share> shares_;
   alignas(64) std::atomic<int> num_done_{0};
   alignas(64) std::atomic<int> num_sleeping_{0};
   std::atomic<bool> is_stopping_{false};
