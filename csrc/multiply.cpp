@@ -110,6 +110,7 @@ void prepare(const KernelTable& kernels, ThreadPool& threads, const Linear& line
 void multiply(const KernelTable& kernels, ThreadPool& threads, const Linear& linear,
               const ActivationBuffer& buffer, int num_rows, float* y, int64_t y_stride,
               Epilogue epilogue) {
+  if (num_rows == 0) return;
   for (const LinearPart& part : linear.parts) {
     const PackedWeight& weight = part.weight;
     const LinearArgs args{&weight, &buffer.get(activation_form(weight)), part.bias,
