@@ -57,16 +57,25 @@ enum class ActivationForm : int32_t {
 // T x K activations. For int8: value = scale * q with scale = max|x| / 127 of the group or row; with
 // `has_remainder`, row 2i is input row i so rounded and row 2i + 1 what that rounding left, rounded
 // in turn: 2T rows, which a product adds up again.
+// Int8 rows lie in strips of `strip` rows side by side, so that a product finds what it multiplies a
+// weight with in one place: [T/strip][K/4][strip][4] values, and the rest of a row likewise.
 struct Activations {
   ActivationForm form;
   bool has_remainder; // int8 only
   int32_t num_in;     // K
-  int8_t* values;     // T x K
-  float* scales;      // T x K/32, or T
-  int32_t* sums;      // T x K/16 sums of q (kInt8Group), or T (kInt8Row)
-  float* scaled_sums; // T x K/32: scale * sum of the group's q (kInt8Group)
+  int32_t strip;      // int8 only; even with a remainder
+  int8_t* values;     // T/strip x K/4 x strip x 4
+  float* scales;      // T/strip x K/32 x strip (kInt8Group), or T
+  int32_t* sums;      // T/strip x K/16 x strip sums of q (kInt8Group), or T (kInt8Row)
+  float* scaled_sums; // T/strip x K/32 x strip: scale * sum of the group's q (kInt8Group)
   uint16_t* bf16;     // T x K (K even)
   float* f32;         // T x K
+
+  // Element of an array that has `per_row` elements of each row: the row's first. The others are
+  // `strip` elements apart.
+  int64_t first_of(int row, int per_row) const {
+    return int64_t(row / strip) * strip * per_row + row % strip;
+  }
 };
 
 // What becomes of a product's rows. `kSiluMul`: the weight's panels come in pairs, 16 gate features

@@ -3,6 +3,8 @@
 // A tile is MR rows times two panels (32 output features), its sums in registers. Each output has a
 // lane of its own, which takes its inputs in order: groups one after the other, and in a group the
 // exact integer sum. How rows are cut into tiles therefore never shows.
+// Integer tiles take one panel after the other and as many rows as registers hold sums for, so that
+// unpacking a weight, which competes with multiplying, is shared by many rows.
 // Elsewhere: how activations are rounded (rows.cpp), threads (decoder.cpp), the layout (kernels.h).
 #include "activation.h"
 #include "kernels.h"
@@ -17,13 +19,13 @@ constexpr int kPanels = 2;
 constexpr int kFewTiles = 8;
 
 // How many rows a tile can have, by the number of registers (portable: by how long compilers take).
-// Integer sums of groups need a second set of registers beside the float sums.
+// Float sums of groups may lie in the first-level cache: they change once in a group.
 #if defined(BATON_ISA_avx512)
-constexpr int kGroupedRows = 6, kPlainRows = 8;
+constexpr int kIntegerRows = 16, kFloatRows = 8;
 #elif defined(BATON_ISA_avx2)
-constexpr int kGroupedRows = 2, kPlainRows = 3;
+constexpr int kIntegerRows = 4, kFloatRows = 3;
 #else
-constexpr int kGroupedRows = 2, kPlainRows = 2;
+constexpr int kIntegerRows = 2, kFloatRows = 2;
 #endif
 
 BATON_INLINE int32_t four_bytes(const int8_t* p) {
@@ -37,6 +39,8 @@ BATON_INLINE uint32_t pair_at(const uint16_t* p) {
   std::memcpy(&pair, p, sizeof pair);
   return pair;
 }
+
+BATON_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 
 template <bool kHalf>
 BATON_INLINE F32 load_scales(const uint8_t* p) {
@@ -57,144 +61,127 @@ BATON_INLINE void prefetch(const uint8_t* p, int64_t ahead) {
 
 template <int kBits, int kWeightGroup, bool kHalf, bool kMin>
 struct GroupedTile {
-  static constexpr int kMaxRows = kGroupedRows;
+  static constexpr int kMaxRows = kIntegerRows;
+  static constexpr bool kIsInteger = true;
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
                                const uint8_t* const panels[kPanels], int64_t ahead,
                                F32 y[MR][kPanels]) {
-    constexpr int kScaleBytes = kPanelRows * (kHalf ? 2 : 4);
-    constexpr int kHeader = kScaleBytes * (kMin ? 2 : 1);
-    constexpr int kGroupBytes = kHeader + kPanelRows * kWeightGroup * kBits / 8;
-    constexpr int kParts = kGroup / kWeightGroup;
-    const int num_in = w.num_in, num_groups = num_in / kGroup;
-    const int8_t* values = x.values + int64_t(row) * num_in;
-    const float* scales = x.scales + int64_t(row) * num_groups;
-    const float* scaled_sums = x.scaled_sums + int64_t(row) * num_groups;
-    const int32_t* sums = x.sums + int64_t(row) * 2 * num_groups;
-    const uint8_t* p0 = panels[0];
-    const uint8_t* p1 = panels[1];
-    for (int g = 0; g < num_groups; ++g) {
-#pragma GCC unroll 2
-      for (int part = 0; part < kParts; ++part) {
-        I32 acc[MR][kPanels];
-#pragma GCC unroll 12
-        for (int r = 0; r < MR; ++r) {
-          I32 start = izero();
-          if constexpr (!kMin) {
-            const int32_t* own = sums + r * 2 * num_groups + 2 * g;
-            const int32_t sum = kParts == 1 ? own[0] + own[1] : own[part];
-            start = isplat(-w.zero_point * sum);
-          }
-          acc[r][0] = acc[r][1] = start;
-        }
-        const int8_t* inputs = values + g * kGroup + part * kWeightGroup;
-        prefetch<kGroupBytes>(p0, ahead);
-        prefetch<kGroupBytes>(p1, ahead);
-        multiply<MR>(p0 + kHeader, p1 + kHeader, inputs, num_in, acc);
-        const F32 scale0 = load_scales<kHalf>(p0), scale1 = load_scales<kHalf>(p1);
-#pragma GCC unroll 12
-        for (int r = 0; r < MR; ++r) {
-          const F32 own = splat(scales[r * num_groups + g]);
-          y[r][0] = fma(mul(to_float(acc[r][0]), own), scale0, y[r][0]);
-          y[r][1] = fma(mul(to_float(acc[r][1]), own), scale1, y[r][1]);
-        }
-        if constexpr (kMin) {
-          const F32 min0 = load_scales<kHalf>(p0 + kScaleBytes);
-          const F32 min1 = load_scales<kHalf>(p1 + kScaleBytes);
-#pragma GCC unroll 12
-          for (int r = 0; r < MR; ++r) {
-            const F32 sum = splat(scaled_sums[r * num_groups + g]);
-            y[r][0] = fma(sum, min0, y[r][0]);
-            y[r][1] = fma(sum, min1, y[r][1]);
-          }
-        }
-        p0 += kGroupBytes;
-        p1 += kGroupBytes;
-      }
+    for (int p = 0; p < kPanels; ++p) {
+      F32 sums[MR];
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) sums[r] = zero();
+      run_panel<MR>(w, x, row, panels[p], ahead, sums);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) y[r][p] = sums[r];
     }
   }
 
  private:
   template <int MR>
-  static BATON_INLINE void multiply(const uint8_t* p0, const uint8_t* p1, const int8_t* inputs,
-                                    int stride, I32 acc[MR][kPanels]) {
-    if constexpr (kBits == 4) {
-#pragma GCC unroll 4
-      for (int c = 0; c < kWeightGroup / 8; ++c) {
-        const U8x64 raw0 = load_bytes(p0 + 64 * c), raw1 = load_bytes(p1 + 64 * c);
-        {
-          const U8x64 w0 = low_nibbles(raw0), w1 = low_nibbles(raw1);
-#pragma GCC unroll 12
-          for (int r = 0; r < MR; ++r) {
-            const int32_t four = four_bytes(inputs + int64_t(r) * stride + 8 * c);
-            acc[r][0] = dot4_nibbles(acc[r][0], w0, four);
-            acc[r][1] = dot4_nibbles(acc[r][1], w1, four);
+  static BATON_INLINE void run_panel(const PackedWeight& w, const Activations& x, int row,
+                                     const uint8_t* panel, int64_t ahead, F32 y[MR]) {
+    constexpr int kScaleBytes = kPanelRows * (kHalf ? 2 : 4);
+    constexpr int kHeader = kScaleBytes * (kMin ? 2 : 1);
+    constexpr int kGroupBytes = kHeader + kPanelRows * kWeightGroup * kBits / 8;
+    constexpr int kParts = kGroup / kWeightGroup;
+    const int num_groups = w.num_in / kGroup, strip = x.strip;
+    const int8_t* inputs = x.values + 4 * x.first_of(row, w.num_in / 4);
+    const float* scales = x.scales + x.first_of(row, num_groups);
+    const float* scaled_sums = x.scaled_sums + x.first_of(row, num_groups);
+    const int32_t* sums = x.sums + x.first_of(row, 2 * num_groups);
+    for (int g = 0; g < num_groups; ++g) {
+#pragma GCC unroll 2
+      for (int part = 0; part < kParts; ++part) {
+        I32 acc[MR];
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) {
+          acc[r] = izero();
+          if constexpr (!kMin) {
+            const int32_t sum = kParts == 1 ? sums[r] + sums[strip + r] : sums[part * strip + r];
+            acc[r] = isplat(-w.zero_point * sum);
           }
         }
-        const U8x64 w0 = high_nibbles(raw0), w1 = high_nibbles(raw1);
-#pragma GCC unroll 12
-        for (int r = 0; r < MR; ++r) {
-          const int32_t four = four_bytes(inputs + int64_t(r) * stride + 8 * c + 4);
-          acc[r][0] = dot4_nibbles(acc[r][0], w0, four);
-          acc[r][1] = dot4_nibbles(acc[r][1], w1, four);
+        prefetch<kGroupBytes>(panel, ahead);
+        inputs = multiply<MR>(panel + kHeader, inputs, strip, acc);
+        const F32 scale = load_scales<kHalf>(panel);
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r)
+          y[r] = fma(mul(to_float(acc[r]), splat(scales[r])), scale, y[r]);
+        if constexpr (kMin) {
+          const F32 min = load_scales<kHalf>(panel + kScaleBytes);
+#pragma GCC unroll 16
+          for (int r = 0; r < MR; ++r) y[r] = fma(splat(scaled_sums[r]), min, y[r]);
         }
+        panel += kGroupBytes;
       }
-    } else {
-#pragma GCC unroll 8
-      for (int c = 0; c < kWeightGroup / 4; ++c) {
-        const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
-#pragma GCC unroll 12
-        for (int r = 0; r < MR; ++r) {
-          const int32_t four = four_bytes(inputs + int64_t(r) * stride + 4 * c);
-          acc[r][0] = dot4(acc[r][0], w0, four);
-          acc[r][1] = dot4(acc[r][1], w1, four);
-        }
-      }
+      scales += strip;
+      scaled_sums += strip;
+      sums += 2 * strip;
     }
+  }
+
+  // Returns where the inputs of the next group begin.
+  template <int MR>
+  static BATON_INLINE const int8_t* multiply(const uint8_t* panel, const int8_t* inputs, int strip,
+                                             I32 acc[MR]) {
+    constexpr int kChunkInputs = 32 / kBits;
+#pragma GCC unroll 8
+    for (int c = 0; c < kWeightGroup / kChunkInputs; ++c) {
+      const U8x64 raw = load_bytes(panel + 64 * c);
+      if constexpr (kBits == 4) {
+        const U8x64 low = low_nibbles(raw), high = high_nibbles(raw);
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) acc[r] = dot4_nibbles(acc[r], low, four_bytes(inputs + 4 * r));
+        inputs += 4 * strip;
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) acc[r] = dot4_nibbles(acc[r], high, four_bytes(inputs + 4 * r));
+      } else {
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) acc[r] = dot4(acc[r], raw, four_bytes(inputs + 4 * r));
+      }
+      inputs += 4 * strip;
+    }
+    return inputs;
   }
 };
 
 // 8 bit with one scale per output feature and one per row: a single integer sum over all inputs.
 struct PerChannelTile {
-  static constexpr int kMaxRows = kPlainRows;
+  static constexpr int kMaxRows = kIntegerRows;
+  static constexpr bool kIsInteger = true;
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
                                const uint8_t* const panels[kPanels], int64_t ahead,
                                F32 y[MR][kPanels]) {
-    const int num_in = w.num_in;
-    const int8_t* inputs = x.values + int64_t(row) * num_in;
-    const uint8_t* p0 = panels[0] + 4 * kPanelRows;
-    const uint8_t* p1 = panels[1] + 4 * kPanelRows;
-    I32 acc[MR][kPanels];
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r)
-      acc[r][0] = acc[r][1] = isplat(-w.zero_point * x.sums[row + r]);
+    for (int p = 0; p < kPanels; ++p) {
+      const uint8_t* weights = panels[p] + 4 * kPanelRows;
+      const int8_t* inputs = x.values + 4 * x.first_of(row, w.num_in / 4);
+      I32 acc[MR];
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) acc[r] = isplat(-w.zero_point * x.sums[row + r]);
 #pragma GCC unroll 2
-    for (int c = 0; c < num_in / 4; ++c) {
-      const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
-      prefetch<64>(p0 + 64 * c, ahead);
-      prefetch<64>(p1 + 64 * c, ahead);
-#pragma GCC unroll 12
-      for (int r = 0; r < MR; ++r) {
-        const int32_t four = four_bytes(inputs + int64_t(r) * num_in + 4 * c);
-        acc[r][0] = dot4(acc[r][0], w0, four);
-        acc[r][1] = dot4(acc[r][1], w1, four);
+      for (int c = 0; c < w.num_in / 4; ++c) {
+        const U8x64 raw = load_bytes(weights);
+        prefetch<64>(weights, ahead);
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) acc[r] = dot4(acc[r], raw, four_bytes(inputs + 4 * r));
+        weights += 64;
+        inputs += 4 * x.strip;
       }
-    }
-    const F32 scale0 = load_scales<false>(panels[0]), scale1 = load_scales<false>(panels[1]);
-#pragma GCC unroll 12
-    for (int r = 0; r < MR; ++r) {
-      const F32 own = splat(x.scales[row + r]);
-      y[r][0] = mul(mul(to_float(acc[r][0]), own), scale0);
-      y[r][1] = mul(mul(to_float(acc[r][1]), own), scale1);
+      const F32 scale = load_scales<false>(panels[p]);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r)
+        y[r][p] = mul(mul(to_float(acc[r]), splat(x.scales[row + r])), scale);
     }
   }
 };
 
 struct Bf16Tile {
-  static constexpr int kMaxRows = kPlainRows;
+  static constexpr int kMaxRows = kFloatRows;
+  static constexpr bool kIsInteger = false;
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
@@ -209,7 +196,7 @@ struct Bf16Tile {
       const B16x32 w0 = load_pairs(p0 + 32 * k), w1 = load_pairs(p1 + 32 * k);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p0 + 32 * k), ahead);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p1 + 32 * k), ahead);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int r = 0; r < MR; ++r) {
         const B16x32 pair = splat_pair(pair_at(inputs + int64_t(r) * num_in + 2 * k));
         y[r][0] = dot2(y[r][0], w0, pair);
@@ -220,7 +207,8 @@ struct Bf16Tile {
 };
 
 struct F32Tile {
-  static constexpr int kMaxRows = kPlainRows;
+  static constexpr int kMaxRows = kFloatRows;
+  static constexpr bool kIsInteger = false;
 
   template <int MR>
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
@@ -235,7 +223,7 @@ struct F32Tile {
       const F32 w0 = load(p0 + 16 * k), w1 = load(p1 + 16 * k);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p0 + 16 * k), ahead);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p1 + 16 * k), ahead);
-#pragma GCC unroll 12
+#pragma GCC unroll 16
       for (int r = 0; r < MR; ++r) {
         const F32 one = splat(inputs[int64_t(r) * num_in + k]);
         y[r][0] = fma(one, w0, y[r][0]);
@@ -306,11 +294,11 @@ __attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int pan
   // An odd last panel is multiplied twice and written once.
   const uint8_t* const panels[kPanels] = {first, has_second ? first + w.panel_bytes : first};
   F32 y[MR][kPanels];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) y[r][0] = y[r][1] = zero();
   Tile::template run<MR>(w, *args.x, row, panels, ahead, y);
   alignas(64) float sums[MR][kPanels][kLanes];
-#pragma GCC unroll 12
+#pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
     store(sums[r][0], y[r][0]);
     store(sums[r][1], y[r][1]);
@@ -330,13 +318,19 @@ BATON_INLINE void run_tile_of(int num_rows, const LinearArgs& args, int row, int
 
 template <class Tile>
 void multiply(const LinearArgs& args, int row_begin, int row_end, int panel_begin, int panel_end) {
-  const int num_rows = row_end - row_begin, step = rows_per_output(args);
+  // A tile of integers has rows of one strip.
+  const int step = rows_per_output(args);
+  const int whole = Tile::kIsInteger ? args.x->strip / step : row_end - row_begin;
   const int most = Tile::kMaxRows / step;
-  const int num_tiles = (num_rows + most - 1) / most;
+  const int tiles_per_whole = (whole + most - 1) / most;
+  const int num_tiles = (row_end - row_begin + whole - 1) / whole * tiles_per_whole;
   const auto run = [&](int tile, int panel, int64_t ahead) {
-    const int begin = row_begin + int(int64_t(num_rows) * tile / num_tiles);
-    const int end = row_begin + int(int64_t(num_rows) * (tile + 1) / num_tiles);
-    run_tile_of<Tile>((end - begin) * step, args, begin * step, panel, panel_end, ahead);
+    const int first = row_begin + tile / tiles_per_whole * whole;
+    const int part = tile % tiles_per_whole;
+    const int begin = first + whole * part / tiles_per_whole;
+    const int end = smaller(first + whole * (part + 1) / tiles_per_whole, row_end);
+    if (begin < end)
+      run_tile_of<Tile>((end - begin) * step, args, begin * step, panel, panel_end, ahead);
   };
   if (num_tiles <= kFewTiles) {
     // Weights come from memory: each pair is used for all rows while the next one is fetched.

@@ -7,11 +7,12 @@ namespace baton {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-constexpr int kRowsPerPreparation = 4;
+// Rows side by side: enough that unpacking a weight for them costs little, few enough for their sums
+// to fit the registers (linear.cpp).
+constexpr int kMostRowsPerStrip = 16;
 
 // 96 rows of a few thousand int8 inputs stay in a second-level cache while all panels pass by.
-constexpr int kMostRowsPerPiece = 96;
-constexpr int kRowsMultiple = 6;  // the height of most tiles (linear.cpp)
+constexpr int kMostStripsPerPiece = 6, kLeastStripsPerPiece = 3;
 
 // Long enough that handing out pieces costs nothing, short enough that a thread without a core, or
 // a neighbour with higher priority, waits for little.
@@ -28,15 +29,26 @@ int pairs_per_piece(const PackedWeight& weight, int num_rows, int num_pairs, int
   return std::min(wanted, fair);
 }
 
-// As many blocks of rows for each thread, so that a thread's share of the pieces has the rows that
-// its share of any other work on rows has (thread_pool.h).
-int rows_per_piece(int num_rows, int num_threads) {
-  if (num_rows <= kMostRowsPerPiece) return num_rows;
-  const int blocks_per_thread = (num_rows - 1) / (kMostRowsPerPiece * num_threads) + 1;
-  const int num_blocks = blocks_per_thread * num_threads;
-  const int fair = (num_rows - 1) / num_blocks + 1;
-  return std::min((fair + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple, kMostRowsPerPiece);
+// As even as can be. A few rows are cut into two strips, so that two threads can round them.
+int rows_per_strip(int num_rows) {
+  const int num_strips = std::max((num_rows - 1) / kMostRowsPerStrip + 1, num_rows > 4 ? 2 : 1);
+  const int fair = (num_rows - 1) / num_strips + 1;
+  return num_strips == 1 ? fair : (fair + 1) / 2 * 2;
 }
+
+// Whole strips, and such that a thread's share of the pieces has the rows that its share of any
+// other work on rows has (thread_pool.h).
+int strips_per_piece(int num_strips, int num_threads) {
+  int best = kMostStripsPerPiece;
+  const int share = (num_strips - 1) / num_threads + 1;
+  const auto rest = [&](int size) { return (size - share % size) % size; };
+  for (int size = best; size >= kLeastStripsPerPiece; --size)
+    if (rest(size) < rest(best)) best = size;
+  return num_strips <= kMostStripsPerPiece ? num_strips : best;
+}
+
+// Output rows that a strip has.
+int rows_of_strip(const Activations& x) { return x.has_remainder ? x.strip / 2 : x.strip; }
 
 }  // namespace
 
@@ -57,6 +69,8 @@ const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, 
                                              bool has_remainder) {
   has_remainder &= form == ActivationForm::kInt8Group || form == ActivationForm::kInt8Row;
   if (has_remainder) num_rows *= 2;
+  const int strip = rows_per_strip(num_rows);
+  num_rows = (num_rows + strip - 1) / strip * strip;
   const int64_t elements = int64_t(num_rows) * num_in;
   const bool is_grouped = form == ActivationForm::kInt8Group;
   const int64_t num_scales = is_grouped ? elements / kGroup : num_rows;
@@ -74,6 +88,7 @@ const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, 
   x.form = form;
   x.has_remainder = has_remainder;
   x.num_in = num_in;
+  x.strip = strip;
   if (form == ActivationForm::kBf16) {
     x.bf16 = reinterpret_cast<uint16_t*>(at);
   } else if (form == ActivationForm::kF32) {
@@ -93,12 +108,14 @@ const Activations& ActivationBuffer::reserve(ActivationForm form, int num_rows, 
 void prepare(const KernelTable& kernels, ThreadPool& threads, const Linear& linear, const float* x,
              int64_t x_stride, int num_rows, const float* norm_weight, float eps,
              ActivationBuffer& buffer) {
+  if (num_rows == 0) return;
   bool is_done[4] = {};
   for (const LinearPart& part : linear.parts) {
     const ActivationForm form = activation_form(part.weight);
     if (std::exchange(is_done[int(form)], true)) continue;
     const Activations& out = buffer.reserve(form, num_rows, linear.num_in, linear.keeps_remainder);
-    for_rows(threads, num_rows, kRowsPerPreparation, [&](int begin, int end) {
+    // Rows of a strip share cache lines.
+    for_rows(threads, num_rows, rows_of_strip(out), [&](int begin, int end) {
       if (norm_weight != nullptr)
         kernels.rms_norm_quantize(x, x_stride, norm_weight, eps, begin, end, out);
       else
@@ -113,13 +130,14 @@ void multiply(const KernelTable& kernels, ThreadPool& threads, const Linear& lin
   if (num_rows == 0) return;
   for (const LinearPart& part : linear.parts) {
     const PackedWeight& weight = part.weight;
-    const LinearArgs args{&weight, &buffer.get(activation_form(weight)), part.bias,
-                          y + part.column, y_stride, epilogue};
+    const Activations& x = buffer.get(activation_form(weight));
+    const LinearArgs args{&weight, &x, part.bias, y + part.column, y_stride, epilogue};
     const int num_panels = (weight.num_out + kPanelRows - 1) / kPanelRows;
     const int num_pairs = (num_panels + 1) / 2;
-    const int rows = rows_per_piece(num_rows, threads.num_threads());
+    const int strip = rows_of_strip(x), num_strips = (num_rows + strip - 1) / strip;
+    const int rows = strip * strips_per_piece(num_strips, threads.num_threads());
     const int num_row_blocks = (num_rows + rows - 1) / rows;
-    const int width = pairs_per_piece(weight, rows, num_pairs, threads.num_threads());
+    const int width = pairs_per_piece(weight, std::min(rows, num_rows), num_pairs, threads.num_threads());
     const int num_ranges = (num_pairs + width - 1) / width;
     const auto piece = [&](int index, int) {
       const int row = index / num_ranges * rows;

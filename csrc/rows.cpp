@@ -22,36 +22,57 @@ struct NormedRow {
   }
 };
 
+// The int8 values of a row in its strip.
+struct StripRow {
+  int8_t* values;
+  int stride;  // bytes from four inputs to the next four
+
+  BATON_INLINE StripRow(const Activations& x, int row)
+      : values(x.values + 4 * x.first_of(row, x.num_in / 4)), stride(4 * x.strip) {}
+
+  BATON_INLINE void write(int i, I32 q) const {
+    int8_t lanes[kLanes];
+    store_s8(lanes, q);
+    for (int j = 0; j < kLanes; j += 4) std::memcpy(values + (i + j) / 4 * stride, lanes + j, 4);
+  }
+  BATON_INLINE F32 read(int i) const {
+    int8_t lanes[kLanes];
+    for (int j = 0; j < kLanes; j += 4) std::memcpy(lanes + j, values + (i + j) / 4 * stride, 4);
+    return load_s8(lanes);
+  }
+};
+
 // What rounding left of a row.
 template <class Row>
 struct Remainder {
   const Row& row;
-  const int8_t* values;
+  StripRow rounded;
   const float* scales;
   int group;
+  int stride;  // from one group's scale to the next
   BATON_INLINE F32 at(int i) const {
-    return fma(splat(-scales[i / group]), load_s8(values + i), row.at(i));
+    return fma(splat(-scales[i / group * stride]), rounded.read(i), row.at(i));
   }
 };
 
 template <class Row>
 BATON_INLINE void quantize_groups(const Row& row, int index, const Activations& out) {
-  const int num_groups = out.num_in / kGroup;
-  int8_t* values = out.values + int64_t(index) * out.num_in;
-  float* scales = out.scales + int64_t(index) * num_groups;
-  float* scaled_sums = out.scaled_sums + int64_t(index) * num_groups;
-  int32_t* sums = out.sums + int64_t(index) * 2 * num_groups;
+  const int num_groups = out.num_in / kGroup, strip = out.strip;
+  const StripRow values(out, index);
+  float* scale = out.scales + out.first_of(index, num_groups);
+  float* scaled_sum = out.scaled_sums + out.first_of(index, num_groups);
+  int32_t* sum = out.sums + out.first_of(index, 2 * num_groups);
   for (int g = 0; g < num_groups; ++g) {
     const F32 low = row.at(g * kGroup), high = row.at(g * kGroup + kLanes);
     const Int8Rounding rounding(largest_magnitude(larger_magnitude(abs(low), high)));
     const I32 low_q = rounding.round(low), high_q = rounding.round(high);
-    store_s8(values + g * kGroup, low_q);
-    store_s8(values + g * kGroup + kLanes, high_q);
+    values.write(g * kGroup, low_q);
+    values.write(g * kGroup + kLanes, high_q);
     const int32_t low_sum = isum(low_q), high_sum = isum(high_q);
-    sums[2 * g] = low_sum;
-    sums[2 * g + 1] = high_sum;
-    scales[g] = rounding.scale;
-    scaled_sums[g] = rounding.scale * float(low_sum + high_sum);
+    sum[2 * g * strip] = low_sum;
+    sum[(2 * g + 1) * strip] = high_sum;
+    scale[g * strip] = rounding.scale;
+    scaled_sum[g * strip] = rounding.scale * float(low_sum + high_sum);
   }
 }
 
@@ -61,10 +82,10 @@ BATON_INLINE void quantize_row(const Row& row, int index, const Activations& out
   for (int i = 0; i < out.num_in; i += kLanes) magnitudes = larger_magnitude(magnitudes, row.at(i));
   const Int8Rounding rounding(largest_magnitude(magnitudes));
   I32 total = izero();
-  int8_t* values = out.values + int64_t(index) * out.num_in;
+  const StripRow values(out, index);
   for (int i = 0; i < out.num_in; i += kLanes) {
     const I32 q = rounding.round(row.at(i));
-    store_s8(values + i, q);
+    values.write(i, q);
     total = iadd(total, q);
   }
   out.scales[index] = rounding.scale;
@@ -80,11 +101,13 @@ BATON_INLINE void quantize_once(const Row& row, int index, const Activations& ou
 template <class Row>
 BATON_INLINE void quantize_fully(const Row& row, int index, const Activations& out) {
   if (!out.has_remainder) return quantize_once(row, index, out);
-  const int group = out.form == ActivationForm::kInt8Group ? kGroup : out.num_in;
   quantize_once(row, 2 * index, out);
-  const int64_t first = int64_t(2) * index * out.num_in;
-  quantize_once(Remainder<Row>{row, out.values + first, out.scales + first / group, group},
-                2 * index + 1, out);
+  const StripRow rounded(out, 2 * index);
+  const bool is_grouped = out.form == ActivationForm::kInt8Group;
+  const float* scales =
+      out.scales + (is_grouped ? out.first_of(2 * index, out.num_in / kGroup) : 2 * index);
+  const int group = is_grouped ? kGroup : out.num_in;
+  quantize_once(Remainder<Row>{row, rounded, scales, group, out.strip}, 2 * index + 1, out);
 }
 
 template <class Row>
