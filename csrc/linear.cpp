@@ -21,11 +21,11 @@ constexpr int kFewTiles = 8;
 // How many rows a tile can have, by the number of registers (portable: by how long compilers take).
 // Float sums of groups may lie in the first-level cache: they change once in a group.
 #if defined(BATON_ISA_avx512)
-constexpr int kIntegerRows = 16, kFloatRows = 8;
+constexpr int kIntegerRows = 8, kFloatRows = 8, kRowsOfPairs = 6;
 #elif defined(BATON_ISA_avx2)
-constexpr int kIntegerRows = 4, kFloatRows = 3;
+constexpr int kIntegerRows = 4, kFloatRows = 3, kRowsOfPairs = 2;
 #else
-constexpr int kIntegerRows = 2, kFloatRows = 2;
+constexpr int kIntegerRows = 2, kFloatRows = 2, kRowsOfPairs = 2;
 #endif
 
 BATON_INLINE int32_t four_bytes(const int8_t* p) {
@@ -55,7 +55,7 @@ constexpr int64_t kPrefetchAhead = 4096;
 template <int kBytes>
 BATON_INLINE void prefetch(const uint8_t* p, int64_t ahead) {
   if (ahead == 0) return;
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
 }
 
@@ -68,20 +68,23 @@ struct GroupedTile {
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
                                const uint8_t* const panels[kPanels], int64_t ahead,
                                F32 y[MR][kPanels]) {
-    for (int p = 0; p < kPanels; ++p) {
-      F32 sums[MR];
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) sums[r] = zero();
-      run_panel<MR>(w, x, row, panels[p], ahead, sums);
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) y[r][p] = sums[r];
+    if constexpr (MR <= kRowsOfPairs) {
+      run_panels<MR, kPanels>(w, x, row, panels, ahead, y);
+    } else {
+      for (int p = 0; p < kPanels; ++p) {
+        F32 own[MR][1];
+        run_panels<MR, 1>(w, x, row, panels + p, ahead, own);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) y[r][p] = own[r][0];
+      }
     }
   }
 
  private:
-  template <int MR>
-  static BATON_INLINE void run_panel(const PackedWeight& w, const Activations& x, int row,
-                                     const uint8_t* panel, int64_t ahead, F32 y[MR]) {
+  // P panels side by side.
+  template <int MR, int P>
+  static BATON_INLINE void run_panels(const PackedWeight& w, const Activations& x, int row,
+                                      const uint8_t* const panels[], int64_t ahead, F32 y[MR][P]) {
     constexpr int kScaleBytes = kPanelRows * (kHalf ? 2 : 4);
     constexpr int kHeader = kScaleBytes * (kMin ? 2 : 1);
     constexpr int kGroupBytes = kHeader + kPanelRows * kWeightGroup * kBits / 8;
@@ -91,30 +94,52 @@ struct GroupedTile {
     const float* scales = x.scales + x.first_of(row, num_groups);
     const float* scaled_sums = x.scaled_sums + x.first_of(row, num_groups);
     const int32_t* sums = x.sums + x.first_of(row, 2 * num_groups);
+    const uint8_t* at[P];
+#pragma GCC unroll 2
+    for (int p = 0; p < P; ++p) at[p] = panels[p];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) y[r][p] = zero();
     for (int g = 0; g < num_groups; ++g) {
 #pragma GCC unroll 2
       for (int part = 0; part < kParts; ++part) {
-        I32 acc[MR];
-#pragma GCC unroll 16
+        I32 acc[MR][P];
+#pragma GCC unroll 8
         for (int r = 0; r < MR; ++r) {
-          acc[r] = izero();
+          I32 start = izero();
           if constexpr (!kMin) {
             const int32_t sum = kParts == 1 ? sums[r] + sums[strip + r] : sums[part * strip + r];
-            acc[r] = isplat(-w.zero_point * sum);
+            start = isplat(-w.zero_point * sum);
+          }
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p) acc[r][p] = start;
+        }
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) prefetch<kGroupBytes>(at[p], ahead);
+        inputs = multiply<MR, P>(at, kHeader, inputs, strip, acc);
+        F32 scale[P], min[P];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) scale[p] = load_scales<kHalf>(at[p]);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          const F32 own = splat(scales[r]);
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p)
+            y[r][p] = fma(mul(to_float(acc[r][p]), own), scale[p], y[r][p]);
+        }
+        if constexpr (kMin) {
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p) min[p] = load_scales<kHalf>(at[p] + kScaleBytes);
+#pragma GCC unroll 8
+          for (int r = 0; r < MR; ++r) {
+            const F32 sum = splat(scaled_sums[r]);
+#pragma GCC unroll 2
+            for (int p = 0; p < P; ++p) y[r][p] = fma(sum, min[p], y[r][p]);
           }
         }
-        prefetch<kGroupBytes>(panel, ahead);
-        inputs = multiply<MR>(panel + kHeader, inputs, strip, acc);
-        const F32 scale = load_scales<kHalf>(panel);
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r)
-          y[r] = fma(mul(to_float(acc[r]), splat(scales[r])), scale, y[r]);
-        if constexpr (kMin) {
-          const F32 min = load_scales<kHalf>(panel + kScaleBytes);
-#pragma GCC unroll 16
-          for (int r = 0; r < MR; ++r) y[r] = fma(splat(scaled_sums[r]), min, y[r]);
-        }
-        panel += kGroupBytes;
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p) at[p] += kGroupBytes;
       }
       scales += strip;
       scaled_sums += strip;
@@ -122,26 +147,32 @@ struct GroupedTile {
     }
   }
 
-  // Returns where the inputs of the next group begin.
-  template <int MR>
-  static BATON_INLINE const int8_t* multiply(const uint8_t* panel, const int8_t* inputs, int strip,
-                                             I32 acc[MR]) {
+  // One group; returns where the inputs of the next begin.
+  template <int MR, int P>
+  static BATON_INLINE const int8_t* multiply(const uint8_t* const at[P], int header,
+                                             const int8_t* inputs, int strip, I32 acc[MR][P]) {
     constexpr int kChunkInputs = 32 / kBits;
 #pragma GCC unroll 8
     for (int c = 0; c < kWeightGroup / kChunkInputs; ++c) {
-      const U8x64 raw = load_bytes(panel + 64 * c);
-      if constexpr (kBits == 4) {
-        const U8x64 low = low_nibbles(raw), high = high_nibbles(raw);
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) acc[r] = dot4_nibbles(acc[r], low, four_bytes(inputs + 4 * r));
+      U8x64 raw[P];
+#pragma GCC unroll 2
+      for (int p = 0; p < P; ++p) raw[p] = load_bytes(at[p] + header + 64 * c);
+#pragma GCC unroll 2
+      for (int half = 0; half < 8 / kBits; ++half) {
+        U8x64 values[P];
+#pragma GCC unroll 2
+        for (int p = 0; p < P; ++p)
+          values[p] = kBits == 8 ? raw[p] : half == 0 ? low_nibbles(raw[p]) : high_nibbles(raw[p]);
+#pragma GCC unroll 8
+        for (int r = 0; r < MR; ++r) {
+          const int32_t four = four_bytes(inputs + 4 * r);
+#pragma GCC unroll 2
+          for (int p = 0; p < P; ++p)
+            acc[r][p] = kBits == 8 ? dot4(acc[r][p], values[p], four)
+                                   : dot4_nibbles(acc[r][p], values[p], four);
+        }
         inputs += 4 * strip;
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) acc[r] = dot4_nibbles(acc[r], high, four_bytes(inputs + 4 * r));
-      } else {
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) acc[r] = dot4(acc[r], raw, four_bytes(inputs + 4 * r));
       }
-      inputs += 4 * strip;
     }
     return inputs;
   }
@@ -156,25 +187,31 @@ struct PerChannelTile {
   static BATON_INLINE void run(const PackedWeight& w, const Activations& x, int row,
                                const uint8_t* const panels[kPanels], int64_t ahead,
                                F32 y[MR][kPanels]) {
-    for (int p = 0; p < kPanels; ++p) {
-      const uint8_t* weights = panels[p] + 4 * kPanelRows;
-      const int8_t* inputs = x.values + 4 * x.first_of(row, w.num_in / 4);
-      I32 acc[MR];
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) acc[r] = isplat(-w.zero_point * x.sums[row + r]);
+    const int8_t* inputs = x.values + 4 * x.first_of(row, w.num_in / 4);
+    const uint8_t* p0 = panels[0] + 4 * kPanelRows;
+    const uint8_t* p1 = panels[1] + 4 * kPanelRows;
+    I32 acc[MR][kPanels];
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r)
+      acc[r][0] = acc[r][1] = isplat(-w.zero_point * x.sums[row + r]);
 #pragma GCC unroll 2
-      for (int c = 0; c < w.num_in / 4; ++c) {
-        const U8x64 raw = load_bytes(weights);
-        prefetch<64>(weights, ahead);
-#pragma GCC unroll 16
-        for (int r = 0; r < MR; ++r) acc[r] = dot4(acc[r], raw, four_bytes(inputs + 4 * r));
-        weights += 64;
-        inputs += 4 * x.strip;
+    for (int c = 0; c < w.num_in / 4; ++c, inputs += 4 * x.strip) {
+      const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
+      prefetch<64>(p0 + 64 * c, ahead);
+      prefetch<64>(p1 + 64 * c, ahead);
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) {
+        const int32_t four = four_bytes(inputs + 4 * r);
+        acc[r][0] = dot4(acc[r][0], w0, four);
+        acc[r][1] = dot4(acc[r][1], w1, four);
       }
-      const F32 scale = load_scales<false>(panels[p]);
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r)
-        y[r][p] = mul(mul(to_float(acc[r]), splat(x.scales[row + r])), scale);
+    }
+    const F32 scale0 = load_scales<false>(panels[0]), scale1 = load_scales<false>(panels[1]);
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+      const F32 own = splat(x.scales[row + r]);
+      y[r][0] = mul(mul(to_float(acc[r][0]), own), scale0);
+      y[r][1] = mul(mul(to_float(acc[r][1]), own), scale1);
     }
   }
 };
@@ -196,7 +233,7 @@ struct Bf16Tile {
       const B16x32 w0 = load_pairs(p0 + 32 * k), w1 = load_pairs(p1 + 32 * k);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p0 + 32 * k), ahead);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p1 + 32 * k), ahead);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const B16x32 pair = splat_pair(pair_at(inputs + int64_t(r) * num_in + 2 * k));
         y[r][0] = dot2(y[r][0], w0, pair);
@@ -223,7 +260,7 @@ struct F32Tile {
       const F32 w0 = load(p0 + 16 * k), w1 = load(p1 + 16 * k);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p0 + 16 * k), ahead);
       prefetch<64>(reinterpret_cast<const uint8_t*>(p1 + 16 * k), ahead);
-#pragma GCC unroll 16
+#pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const F32 one = splat(inputs[int64_t(r) * num_in + k]);
         y[r][0] = fma(one, w0, y[r][0]);
@@ -294,11 +331,11 @@ __attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int pan
   // An odd last panel is multiplied twice and written once.
   const uint8_t* const panels[kPanels] = {first, has_second ? first + w.panel_bytes : first};
   F32 y[MR][kPanels];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) y[r][0] = y[r][1] = zero();
   Tile::template run<MR>(w, *args.x, row, panels, ahead, y);
   alignas(64) float sums[MR][kPanels][kLanes];
-#pragma GCC unroll 16
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
     store(sums[r][0], y[r][0]);
     store(sums[r][1], y[r][1]);

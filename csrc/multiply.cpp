@@ -9,10 +9,10 @@ namespace {
 constexpr int64_t kAlignment = 64;
 // Rows side by side: enough that unpacking a weight for them costs little, few enough for their sums
 // to fit the registers (linear.cpp).
-constexpr int kMostRowsPerStrip = 16;
+constexpr int kMostRowsPerStrip = 12;
 
 // 96 rows of a few thousand int8 inputs stay in a second-level cache while all panels pass by.
-constexpr int kMostStripsPerPiece = 6, kLeastStripsPerPiece = 3;
+constexpr int kMostStripsPerPiece = 8, kLeastStripsPerPiece = 5;
 
 // Long enough that handing out pieces costs nothing, short enough that a thread without a core, or
 // a neighbour with higher priority, waits for little.
