@@ -9,8 +9,8 @@ constexpr float kLog2E = 1.4426950408889634f;
 
 constexpr float kMaxInt8 = 127.0f;
 
-// How values of up to `magnitude` become int8: q = nearest(x * inverse), x = scale * q. The factor is
-// the reciprocal, as GGUF's own form for activations has it (Q8_1 of ggml).
+// How values of up to `magnitude` become int8: q = nearest(x * inverse), x = scale * q. The factor
+// is the reciprocal, as GGUF's own form for activations has it (Q8_1 of ggml).
 struct Int8Rounding {
   float scale;    // NaN where a value is not finite, so that it shows in every result
   float inverse;  // 0 where the scale would be a denormal, or is NaN

@@ -42,11 +42,11 @@ struct SpanCut {
 struct Job {
   const AttentionArgs& args;
   const KvLayer& kv;
-  int rows_per_token;    // query heads of a kv head
+  int rows_per_token;  // query heads of a kv head
   int tokens_per_piece;
-  SpanCut* cuts;         // num_spans
+  SpanCut* cuts;  // num_spans
   int num_pieces;
-  int num_partials;      // one for each piece that is a segment
+  int num_partials;  // one for each piece that is a segment
   uint8_t* workspaces;
   int64_t workspace_bytes;
   uint8_t* partials;
@@ -173,8 +173,8 @@ KeyTile find_tile(const Job& job, const Piece& piece, const Workspace& work, int
   return tile;
 }
 
-// Where the tile at `begin` lies; past the end, where the next kv head begins, or after the last the
-// next span: with few rows a thread's next piece is most often that.
+// Where the tile at `begin` lies; past the end, where the next kv head begins, or after the last
+// the next span: with few rows a thread's next piece is most often that.
 NextTile find_next_tile(const Job& job, const Piece& piece, int begin, int end) {
   const KvLayer& kv = job.kv;
   const Span* span = &piece.span;
@@ -222,8 +222,9 @@ void run_segment(const Job& job, const Piece& piece, const Workspace& work, int 
   for (int row = 0; row < num_rows; ++row) result.peak[row] = kMinusInfinity;
   for (int i = 0; i < num_rows * kLanes; i += kLanes) store(work.sums + i, zero());
   for (int i = 0; i < num_rows * dim; i += kLanes) store(result.out + i, zero());
-  const Rows rows = {dim,           job.args.scale * kLog2E, work.q,   work.first, work.end,
-                     result.peak,   work.sums,               result.out};
+  const Rows rows = {
+      dim,       job.args.scale * kLog2E, work.q, work.first, work.end, result.peak, work.sums,
+      result.out};
 
   const int first = work.first[0], end = work.end[num_rows - 1];
   const int begin_key = larger(segment * kSegmentKeys, first / kTileKeys * kTileKeys);
@@ -256,8 +257,7 @@ void merge_row(const Partial& whole, const Partial& next, int row, int dim, floa
     for (int d = 0; d < dim; d += kLanes) store(out + d, load(more + d));
     return;
   }
-  const float peak =
-      whole.peak[row] > next.peak[row] ? whole.peak[row] : next.peak[row];
+  const float peak = whole.peak[row] > next.peak[row] ? whole.peak[row] : next.peak[row];
   float factors[kLanes] = {(whole.peak[row] - peak) * log2_scale,
                            (next.peak[row] - peak) * log2_scale};
   store(factors, exp2_of_weight(load(factors)));
@@ -284,8 +284,7 @@ void write_rows(const Job& job, const Piece& piece, const Partial& whole) {
 
 void merge_rows(const Job& job, const Partial& whole, const Partial& next, int num_rows) {
   const float log2_scale = job.args.scale * kLog2E;
-  for (int row = 0; row < num_rows; ++row)
-    merge_row(whole, next, row, job.kv.head_dim, log2_scale);
+  for (int row = 0; row < num_rows; ++row) merge_row(whole, next, row, job.kv.head_dim, log2_scale);
 }
 
 // A piece over all of its segments, one after the other.
@@ -368,8 +367,17 @@ void cut_spans(Job& job) {
 void attention(const AttentionArgs& args, const KvLayer& kv, ThreadPool& threads) {
   if (args.num_spans == 0) return;
   const int rows_per_token = args.num_heads / kv.num_kv_heads;
-  Job job = {args, kv, rows_per_token, larger(1, kPieceRows / rows_per_token),
-             nullptr, 0, 0, nullptr, 0, nullptr, 0};
+  Job job = {args,
+             kv,
+             rows_per_token,
+             larger(1, kPieceRows / rows_per_token),
+             nullptr,
+             0,
+             0,
+             nullptr,
+             0,
+             nullptr,
+             0};
 
   static thread_local Scratch cuts_memory, memory;
   Carver cuts(cuts_memory.reserve(args.num_spans * int64_t(sizeof(SpanCut))));

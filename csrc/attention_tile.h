@@ -35,10 +35,10 @@ static_assert(kTileGroups % kMaxColumns == 0);
 // 64 neighbouring keys of a kv head. Where none of a group of 16 is visible to anyone, its pointers
 // stand at some other group: its scores are masked, its values are not read.
 struct KeyTile {
-  int begin;                             // position of the first key, a multiple of 64
-  const uint16_t* keys[kTileGroups];     // [D/2][16][2] each
-  const uint16_t* values[kTileGroups];   // [8][D][2] each
-  const float* key_scales;               // 64 each, or null for none
+  int begin;                            // position of the first key, a multiple of 64
+  const uint16_t* keys[kTileGroups];    // [D/2][16][2] each
+  const uint16_t* values[kTileGroups];  // [8][D][2] each
+  const float* key_scales;              // 64 each, or null for none
   const float* value_scales;
 };
 
@@ -214,8 +214,8 @@ BATON_INLINE void weigh_dims(const KeyTile& tile, const Next& next, int begin, i
       for (int c = 0; c < C; ++c) {
         pairs[c] = load_pairs(values + first + c * 2 * kLanes);
         if constexpr (kFetches<Next>)
-          __builtin_prefetch(next.values[key / kKeyGroup] +
-                             (first + c * 2 * kLanes) * next.element_bytes, 0, 2);
+          __builtin_prefetch(
+              next.values[key / kKeyGroup] + (first + c * 2 * kLanes) * next.element_bytes, 0, 2);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -293,9 +293,8 @@ BATON_INLINE void weigh_keys(const KeyTile& tile, const Next& next, const Rows& 
       weights.rescale[r] = 1.0f;
       continue;
     }
-    make_weights<kAll>(tile, visible[r], scores[r], rows.log2_scale, offsets[r],
-                       weights.rescale[r], rows.sums + int64_t(row + r) * kLanes,
-                       weights.of_keys[r]);
+    make_weights<kAll>(tile, visible[r], scores[r], rows.log2_scale, offsets[r], weights.rescale[r],
+                       rows.sums + int64_t(row + r) * kLanes, weights.of_keys[r]);
   }
 }
 
@@ -335,8 +334,8 @@ void attend_some(const KeyTile& tile, const Rows& rows, int row) {
     weigh_alone(tile, visible[r].first, end, head_dim, weights.of_keys[r], own);
   }
   if (!joint.is_empty())
-    weigh<R>(tile, NoTile{}, joint.first, joint.end, head_dim, weights.of_keys[0],
-             weights.rescale, out);
+    weigh<R>(tile, NoTile{}, joint.first, joint.end, head_dim, weights.of_keys[0], weights.rescale,
+             out);
   for (int r = 0; r < R; ++r) {
     const int begin = visible[r].first > joint.end ? visible[r].first : joint.end;
     weigh_alone(tile, begin, visible[r].end, head_dim, weights.of_keys[r],

@@ -71,10 +71,10 @@ struct Workspace {
   uint16_t* q;
   int32_t* first;
   int32_t* end;
-  float* sums;        // rows x 16
+  float* sums;  // rows x 16
   Partial segment;
   Partial whole;
-  uint16_t* keys;     // a tile's, expanded from int8
+  uint16_t* keys;  // a tile's, expanded from int8
   uint16_t* values;
   float* key_scales;  // a tile's
   float* value_scales;

@@ -31,17 +31,19 @@ Weight make_weight(int form, int num_out, int num_in, int group, int zero_point,
     require(num_in % kPanelRows == 0, "inputs must be a multiple of 16: " + shape);
   const bool can_be_row = form == 1 && !has_half_scales && !has_min;
   if (is_integer)
-    require(group == 32 || (group == num_in && can_be_row) || (group == 16 && form == 1 && !has_min),
-            "group is " + std::to_string(group) +
-                ", not 32, 16 (8 bit without mins) or the whole row (8 bit, float scales, no mins)");
+    require(
+        group == 32 || (group == num_in && can_be_row) || (group == 16 && form == 1 && !has_min),
+        "group is " + std::to_string(group) +
+            ", not 32, 16 (8 bit without mins) or the whole row (8 bit, float scales, no mins)");
   require(!has_min || zero_point == 0, "a weight with mins has zero_point 0");
   int64_t expected = int64_t(num_in) * kPanelRows * (form == 2 ? 2 : 4);
   if (is_integer) {
     const int64_t header = kPanelRows * (has_half_scales ? 2 : 4) * (has_min ? 2 : 1);
-    expected = int64_t(num_in / group) * (header + int64_t(kPanelRows) * group / (form == 0 ? 2 : 1));
+    expected =
+        int64_t(num_in / group) * (header + int64_t(kPanelRows) * group / (form == 0 ? 2 : 1));
   }
-  require(panel_bytes == expected, "panel_bytes is " + std::to_string(panel_bytes) + ", not " +
-                                       std::to_string(expected));
+  require(panel_bytes == expected,
+          "panel_bytes is " + std::to_string(panel_bytes) + ", not " + std::to_string(expected));
   const int64_t num_panels = (num_out + kPanelRows - 1) / kPanelRows;
   require(int64_t(data.size()) >= num_panels * panel_bytes, "the data of " + shape + " is short");
   return {{WeightForm(form), num_out, num_in, group, zero_point, has_half_scales, has_min,
@@ -54,8 +56,8 @@ Engine make_engine(int num_threads, std::optional<std::string> isa, std::vector<
   require(num_threads >= 1, "num_threads is " + std::to_string(num_threads) + ", below 1");
   const KernelTable* kernels = find_kernels(isa ? isa->c_str() : nullptr);
   require(kernels != nullptr, "no kernels named " + isa.value_or("") + " run on this CPU");
-  return {kernels, std::make_unique<ThreadPool>(num_threads, std::move(cores),
-                                                int64_t(spin_us * 1000.0)),
+  return {kernels,
+          std::make_unique<ThreadPool>(num_threads, std::move(cores), int64_t(spin_us * 1000.0)),
           std::make_unique<ActivationBuffer>()};
 }
 
@@ -69,8 +71,7 @@ HeldLinear make_linear(std::vector<Part> parts) {
     require(held.linear.parts.empty() || packed.num_in == held.linear.num_in,
             "weights of one linear have different numbers of inputs");
     require(!bias || int(bias->size()) == packed.num_out, "the bias is not as long as the outputs");
-    held.linear.parts.push_back(
-        {packed, bias ? bias->data() : nullptr, held.linear.num_out});
+    held.linear.parts.push_back({packed, bias ? bias->data() : nullptr, held.linear.num_out});
     held.linear.num_in = packed.num_in;
     held.linear.num_out += packed.num_out;
     held.weights.push_back(object);
@@ -132,8 +133,8 @@ void run_embed(const Engine& engine, const Weight& table, Ids ids, FloatRows y) 
                         int64_t(y.shape(1)));
 }
 
-Pool make_pool(Bytes memory,
-               int num_layers, int block_size, int num_kv_heads, int head_dim, bool is_int8) {
+Pool make_pool(Bytes memory, int num_layers, int block_size, int num_kv_heads, int head_dim,
+               bool is_int8) {
   require(block_size > 0 && block_size % 16 == 0, "block_size is not a multiple of 16");
   require(head_dim > 0 && head_dim % 16 == 0 && head_dim <= kMaxHeadDim,
           "head_dim is not a multiple of 16 up to 256");
@@ -193,9 +194,15 @@ void run_attention(const Engine& engine, const Pool& pool, int layer, FloatRows 
           "layer " + std::to_string(layer) + " is not in the pool");
   KvLayer kv = pool.layer;
   kv.layer_offset = layer * pool.layer_bytes;
-  const AttentionArgs args{q.data(),  int64_t(q.shape(1)), out.data(),
-                           int64_t(out.shape(1)), num_heads, scale,
-                           window,    spans.spans.data(), int(spans.spans.size())};
+  const AttentionArgs args{q.data(),
+                           int64_t(q.shape(1)),
+                           out.data(),
+                           int64_t(out.shape(1)),
+                           num_heads,
+                           scale,
+                           window,
+                           spans.spans.data(),
+                           int(spans.spans.size())};
   nb::gil_scoped_release unlocked;
   DenormalsOff denormals_off;
   engine.kernels->attention(args, kv, *engine.threads);
@@ -240,25 +247,26 @@ NB_MODULE(_native, module) {
   using namespace baton;
   module.def("available_isas", &available_isas);
   nb::class_<Weight>(module, "Weight")
-      .def("__init__",
-           [](Weight* self, int form, int num_out, int num_in, int group, int zero_point,
-              bool has_half_scales, bool has_min, int64_t panel_bytes,
-              Array<const uint8_t, 1> data) {
-             new (self) Weight(make_weight(form, num_out, num_in, group, zero_point,
-                                           has_half_scales, has_min, panel_bytes, data));
-           },
-           "form"_a, "num_out"_a, "num_in"_a, "group"_a, "zero_point"_a, "has_half_scales"_a,
-           "has_min"_a, "panel_bytes"_a, "data"_a)
+      .def(
+          "__init__",
+          [](Weight* self, int form, int num_out, int num_in, int group, int zero_point,
+             bool has_half_scales, bool has_min, int64_t panel_bytes,
+             Array<const uint8_t, 1> data) {
+            new (self) Weight(make_weight(form, num_out, num_in, group, zero_point, has_half_scales,
+                                          has_min, panel_bytes, data));
+          },
+          "form"_a, "num_out"_a, "num_in"_a, "group"_a, "zero_point"_a, "has_half_scales"_a,
+          "has_min"_a, "panel_bytes"_a, "data"_a)
       .def_prop_ro("num_out", [](const Weight& self) { return self.packed.num_out; })
       .def_prop_ro("num_in", [](const Weight& self) { return self.packed.num_in; });
   nb::class_<Engine>(module, "Kernels")
-      .def("__init__",
-           [](Engine* self, int num_threads, std::optional<std::string> isa,
-              std::vector<int> cores, double spin_us) {
-             new (self) Engine(make_engine(num_threads, isa, std::move(cores), spin_us));
-           },
-           "num_threads"_a, "isa"_a = nb::none(), "cores"_a = std::vector<int>{},
-           "spin_us"_a = 50.0)
+      .def(
+          "__init__",
+          [](Engine* self, int num_threads, std::optional<std::string> isa, std::vector<int> cores,
+             double spin_us) {
+            new (self) Engine(make_engine(num_threads, isa, std::move(cores), spin_us));
+          },
+          "num_threads"_a, "isa"_a = nb::none(), "cores"_a = std::vector<int>{}, "spin_us"_a = 50.0)
       .def_prop_ro("isa", [](const Engine& self) { return self.kernels->name; })
       .def_prop_ro("num_threads", [](const Engine& self) { return self.threads->num_threads(); })
       .def("linear", &run_linear, "linear"_a, "x"_a, "y"_a, "epilogue"_a = 0,
@@ -271,21 +279,23 @@ NB_MODULE(_native, module) {
       .def("attention", &run_attention, "pool"_a, "layer"_a, "q"_a, "num_heads"_a, "spans"_a,
            "block_ids"_a, "scale"_a, "window"_a, "out"_a);
   nb::class_<HeldLinear>(module, "Linear")
-      .def("__init__",
-           [](HeldLinear* self, std::vector<Part> parts) {
-             new (self) HeldLinear(make_linear(std::move(parts)));
-           },
-           "parts"_a)
+      .def(
+          "__init__",
+          [](HeldLinear* self, std::vector<Part> parts) {
+            new (self) HeldLinear(make_linear(std::move(parts)));
+          },
+          "parts"_a)
       .def_prop_ro("num_out", [](const HeldLinear& self) { return self.linear.num_out; })
       .def_prop_ro("num_in", [](const HeldLinear& self) { return self.linear.num_in; });
   nb::class_<Pool>(module, "Pool")
-      .def("__init__",
-           [](Pool* self, Bytes memory,
-              int num_layers, int block_size, int num_kv_heads, int head_dim, bool is_int8) {
-             new (self) Pool(
-                 make_pool(memory, num_layers, block_size, num_kv_heads, head_dim, is_int8));
-           },
-           "memory"_a, "num_layers"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "is_int8"_a)
+      .def(
+          "__init__",
+          [](Pool* self, Bytes memory, int num_layers, int block_size, int num_kv_heads,
+             int head_dim, bool is_int8) {
+            new (self)
+                Pool(make_pool(memory, num_layers, block_size, num_kv_heads, head_dim, is_int8));
+          },
+          "memory"_a, "num_layers"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "is_int8"_a)
       .def_prop_ro("num_blocks", [](const Pool& self) { return self.num_blocks; });
   bind_decoder(module);
   bind_sampler(module);

@@ -70,20 +70,16 @@ void Decoder::attend(const DecoderLayer& layer, const DecoderInput& input, const
   multiply(kernels_, threads_, layer.qkv, activations_, num_tokens, qkv_.data(), width,
            Epilogue::kStore);
   count(kQkv);
-  const RotaryArgs rotary{qkv_.data(),  width,     config_.num_heads, layer.q_norm, layer.k_norm,
-                          config_.rms_norm_eps, input.cos, input.sin, input.slots};
-  for_rows(threads_, num_tokens, kRowsPerPiece, [&](int begin, int end) {
-    kernels_.rotary_write(rotary, kv, begin, end);
-  });
+  const RotaryArgs rotary{qkv_.data(),  width,        config_.num_heads,
+                          layer.q_norm, layer.k_norm, config_.rms_norm_eps,
+                          input.cos,    input.sin,    input.slots};
+  for_rows(threads_, num_tokens, kRowsPerPiece,
+           [&](int begin, int end) { kernels_.rotary_write(rotary, kv, begin, end); });
   count(kRotary);
-  const AttentionArgs attention{qkv_.data(),
-                                width,
-                                attended_.data(),
-                                int64_t(config_.num_heads) * head_dim,
-                                config_.num_heads,
-                                1.0f / std::sqrt(float(head_dim)),
-                                config_.window,
-                                input.spans,
+  const AttentionArgs attention{qkv_.data(),       width,
+                                attended_.data(),  int64_t(config_.num_heads) * head_dim,
+                                config_.num_heads, 1.0f / std::sqrt(float(head_dim)),
+                                config_.window,    input.spans,
                                 input.num_spans};
   kernels_.attention(attention, kv, threads_);
   count(kAttention);

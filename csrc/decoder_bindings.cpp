@@ -73,9 +73,15 @@ class HeldDecoder {
       require(logit_rows.data()[i] >= 0 && logit_rows.data()[i] < num_tokens,
               "a logit row is outside the batch");
     const Spans spans = read_spans(rows, block_ids, pool, num_tokens);
-    const DecoderInput input{num_tokens,         token_ids.data(), slots.data(),
-                             cos.data(),         sin.data(),       spans.spans.data(),
-                             int(spans.spans.size()), logit_rows.data(), int(logit_rows.size())};
+    const DecoderInput input{num_tokens,
+                             token_ids.data(),
+                             slots.data(),
+                             cos.data(),
+                             sin.data(),
+                             spans.spans.data(),
+                             int(spans.spans.size()),
+                             logit_rows.data(),
+                             int(logit_rows.size())};
     nb::gil_scoped_release unlocked;
     decoder_->forward(input, pool.layer, pool.layer_bytes, logits.data());
   }

@@ -5,21 +5,21 @@
 
 namespace baton {
 
-#define BATON_DECLARE(isa)                                                                        \
-  namespace isa {                                                                                 \
-  void quantize(const float*, int64_t, int, int, const Activations&);                             \
-  void rms_norm(const float*, int64_t, const float*, float, int, int, int, float*, int64_t);      \
-  void rms_norm_quantize(const float*, int64_t, const float*, float, int, int,                    \
-                         const Activations&);                                                     \
-  void linear(const LinearArgs&, int, int, int, int);                                             \
-  void embed(const PackedWeight&, const int64_t*, int, int, float*, int64_t);                     \
-  void silu_mul(const float*, const float*, int64_t, int, int, int, float*, int64_t);             \
-  void rotary_write(const RotaryArgs&, const KvLayer&, int, int);                                 \
-  void attention(const AttentionArgs&, const KvLayer&, ThreadPool&);                              \
-  }                                                                                               \
-  static constexpr KernelTable k_##isa{#isa,        isa::quantize, isa::rms_norm,                 \
-                                       isa::rms_norm_quantize, isa::linear, isa::embed,           \
-                                       isa::silu_mul, isa::rotary_write, isa::attention};
+#define BATON_DECLARE(isa)                                                                   \
+  namespace isa {                                                                            \
+  void quantize(const float*, int64_t, int, int, const Activations&);                        \
+  void rms_norm(const float*, int64_t, const float*, float, int, int, int, float*, int64_t); \
+  void rms_norm_quantize(const float*, int64_t, const float*, float, int, int,               \
+                         const Activations&);                                                \
+  void linear(const LinearArgs&, int, int, int, int);                                        \
+  void embed(const PackedWeight&, const int64_t*, int, int, float*, int64_t);                \
+  void silu_mul(const float*, const float*, int64_t, int, int, int, float*, int64_t);        \
+  void rotary_write(const RotaryArgs&, const KvLayer&, int, int);                            \
+  void attention(const AttentionArgs&, const KvLayer&, ThreadPool&);                         \
+  }                                                                                          \
+  static constexpr KernelTable k_##isa{                                                      \
+      #isa,       isa::quantize, isa::rms_norm,     isa::rms_norm_quantize, isa::linear,     \
+      isa::embed, isa::silu_mul, isa::rotary_write, isa::attention};
 
 BATON_DECLARE(portable)
 #if defined(__x86_64__)

@@ -54,22 +54,22 @@ enum class ActivationForm : int32_t {
   kF32 = 3,
 };
 
-// T x K activations. For int8: value = scale * q with scale = max|x| / 127 of the group or row; with
-// `has_remainder`, row 2i is input row i so rounded and row 2i + 1 what that rounding left, rounded
-// in turn: 2T rows, which a product adds up again.
-// Int8 rows lie in strips of `strip` rows side by side, so that a product finds what it multiplies a
-// weight with in one place: [T/strip][K/4][strip][4] values, and the rest of a row likewise.
+// T x K activations. For int8: value = scale * q with scale = max|x| / 127 of the group or row;
+// with `has_remainder`, row 2i is input row i so rounded and row 2i + 1 what that rounding left,
+// rounded in turn: 2T rows, which a product adds up again. Int8 rows lie in strips of `strip` rows
+// side by side, so that a product finds what it multiplies a weight with in one place:
+// [T/strip][K/4][strip][4] values, and the rest of a row likewise.
 struct Activations {
   ActivationForm form;
-  bool has_remainder; // int8 only
-  int32_t num_in;     // K
-  int32_t strip;      // int8 only; even with a remainder
-  int8_t* values;     // T/strip x K/4 x strip x 4
-  float* scales;      // T/strip x K/32 x strip (kInt8Group), or T
-  int32_t* sums;      // T/strip x K/16 x strip sums of q (kInt8Group), or T (kInt8Row)
-  float* scaled_sums; // T/strip x K/32 x strip: scale * sum of the group's q (kInt8Group)
-  uint16_t* bf16;     // T x K (K even)
-  float* f32;         // T x K
+  bool has_remainder;  // int8 only
+  int32_t num_in;      // K
+  int32_t strip;       // int8 only; even with a remainder
+  int8_t* values;      // T/strip x K/4 x strip x 4
+  float* scales;       // T/strip x K/32 x strip (kInt8Group), or T
+  int32_t* sums;       // T/strip x K/16 x strip sums of q (kInt8Group), or T (kInt8Row)
+  float* scaled_sums;  // T/strip x K/32 x strip: scale * sum of the group's q (kInt8Group)
+  uint16_t* bf16;      // T x K (K even)
+  float* f32;          // T x K
 
   // Element of an array that has `per_row` elements of each row: the row's first. The others are
   // `strip` elements apart.
@@ -97,16 +97,17 @@ enum class KvForm : int32_t { kBf16 = 0, kInt8 = 1 };
 // head: keys [S/16][D/2][16][2] (a register holds a pair of dims of 16 keys), values [S/2][D][2] (a
 // register holds 16 dims of a pair of keys). Scales (kInt8 only): float, [kv heads][S].
 struct KvLayer {
-  uint8_t* pool;        // block 0
+  uint8_t* pool;  // block 0
   int64_t block_bytes;
-  int64_t layer_offset; // in a block, bytes
-  int32_t block_size;   // S, a multiple of 16
+  int64_t layer_offset;  // in a block, bytes
+  int32_t block_size;    // S, a multiple of 16
   int32_t num_kv_heads;
-  int32_t head_dim;     // D, a multiple of 16
+  int32_t head_dim;  // D, a multiple of 16
   KvForm form;
 };
 
-// Rows [start, start + num_tokens) of a batch are positions [context_len - num_tokens, context_len).
+// Rows [start, start + num_tokens) of a batch are positions [context_len - num_tokens,
+// context_len).
 struct Span {
   int32_t start;
   int32_t num_tokens;
@@ -115,25 +116,25 @@ struct Span {
 };
 
 struct RotaryArgs {
-  float* qkv;               // T x (H + 2 kv heads) * D: rotated in place
+  float* qkv;  // T x (H + 2 kv heads) * D: rotated in place
   int64_t qkv_stride;
   int32_t num_heads;
-  const float* q_norm;      // D, or null: RMS norm per head before rotation
+  const float* q_norm;  // D, or null: RMS norm per head before rotation
   const float* k_norm;
   float norm_eps;
-  const float* cos;         // T x D/2
+  const float* cos;  // T x D/2
   const float* sin;
-  const int64_t* slots;     // T: block id * S + offset, where the row's KV goes
+  const int64_t* slots;  // T: block id * S + offset, where the row's KV goes
 };
 
 struct AttentionArgs {
-  const float* q;           // T rows, head h at column h * D
+  const float* q;  // T rows, head h at column h * D
   int64_t q_stride;
-  float* out;               // T x H * D
+  float* out;  // T x H * D
   int64_t out_stride;
   int32_t num_heads;
   float scale;
-  int32_t window;           // keys that a query sees at most; 0: all
+  int32_t window;  // keys that a query sees at most; 0: all
   const Span* spans;
   int32_t num_spans;
 };

@@ -192,8 +192,7 @@ struct PerChannelTile {
     const uint8_t* p1 = panels[1] + 4 * kPanelRows;
     I32 acc[MR][kPanels];
 #pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r)
-      acc[r][0] = acc[r][1] = isplat(-w.zero_point * x.sums[row + r]);
+    for (int r = 0; r < MR; ++r) acc[r][0] = acc[r][1] = isplat(-w.zero_point * x.sums[row + r]);
 #pragma GCC unroll 2
     for (int c = 0; c < w.num_in / 4; ++c, inputs += 4 * x.strip) {
       const U8x64 w0 = load_bytes(p0 + 64 * c), w1 = load_bytes(p1 + 64 * c);
@@ -323,8 +322,8 @@ __attribute__((noinline)) void finish(const LinearArgs& args, int row, int num_r
 }
 
 template <class Tile, int MR>
-__attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int panel,
-                                        int panel_end, int64_t ahead) {
+__attribute__((noinline)) void run_tile(const LinearArgs& args, int row, int panel, int panel_end,
+                                        int64_t ahead) {
   const PackedWeight& w = *args.weight;
   const bool has_second = panel + 1 < panel_end;
   const uint8_t* first = w.data + panel * w.panel_bytes;
@@ -372,8 +371,7 @@ void multiply(const LinearArgs& args, int row_begin, int row_end, int panel_begi
   if (num_tiles <= kFewTiles) {
     // Weights come from memory: each pair is used for all rows while the next one is fetched.
     for (int panel = panel_begin; panel < panel_end; panel += kPanels)
-      for (int tile = 0; tile < num_tiles; ++tile)
-        run(tile, panel, tile == 0 ? kPrefetchAhead : 0);
+      for (int tile = 0; tile < num_tiles; ++tile) run(tile, panel, tile == 0 ? kPrefetchAhead : 0);
   } else {
     // The rows of a tile stay in the first-level cache while panels stream by from the second.
     for (int tile = 0; tile < num_tiles; ++tile)
@@ -396,16 +394,21 @@ void linear(const LinearArgs& args, int row_begin, int row_end, int panel_begin,
       return run(F32Tile{});
     case WeightForm::kUint4:
       if (w.has_min)
-        return is_half ? run(GroupedTile<4, 32, true, true>{}) : run(GroupedTile<4, 32, false, true>{});
-      return is_half ? run(GroupedTile<4, 32, true, false>{}) : run(GroupedTile<4, 32, false, false>{});
+        return is_half ? run(GroupedTile<4, 32, true, true>{})
+                       : run(GroupedTile<4, 32, false, true>{});
+      return is_half ? run(GroupedTile<4, 32, true, false>{})
+                     : run(GroupedTile<4, 32, false, false>{});
     case WeightForm::kUint8:
       if (w.group == w.num_in && args.x->form == ActivationForm::kInt8Row)
         return run(PerChannelTile{});
       if (w.group == 16)
-        return is_half ? run(GroupedTile<8, 16, true, false>{}) : run(GroupedTile<8, 16, false, false>{});
+        return is_half ? run(GroupedTile<8, 16, true, false>{})
+                       : run(GroupedTile<8, 16, false, false>{});
       if (w.has_min)
-        return is_half ? run(GroupedTile<8, 32, true, true>{}) : run(GroupedTile<8, 32, false, true>{});
-      return is_half ? run(GroupedTile<8, 32, true, false>{}) : run(GroupedTile<8, 32, false, false>{});
+        return is_half ? run(GroupedTile<8, 32, true, true>{})
+                       : run(GroupedTile<8, 32, false, true>{});
+      return is_half ? run(GroupedTile<8, 32, true, false>{})
+                     : run(GroupedTile<8, 32, false, false>{});
   }
 }
 

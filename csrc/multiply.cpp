@@ -7,8 +7,8 @@ namespace baton {
 namespace {
 
 constexpr int64_t kAlignment = 64;
-// Rows side by side: enough that unpacking a weight for them costs little, few enough for their sums
-// to fit the registers (linear.cpp).
+// Rows side by side: enough that unpacking a weight for them costs little, few enough for their
+// sums to fit the registers (linear.cpp).
 constexpr int kMostRowsPerStrip = 12;
 
 // 96 rows of a few thousand int8 inputs stay in a second-level cache while all panels pass by.
@@ -137,7 +137,8 @@ void multiply(const KernelTable& kernels, ThreadPool& threads, const Linear& lin
     const int strip = rows_of_strip(x), num_strips = (num_rows + strip - 1) / strip;
     const int rows = strip * strips_per_piece(num_strips, threads.num_threads());
     const int num_row_blocks = (num_rows + rows - 1) / rows;
-    const int width = pairs_per_piece(weight, std::min(rows, num_rows), num_pairs, threads.num_threads());
+    const int width =
+        pairs_per_piece(weight, std::min(rows, num_rows), num_pairs, threads.num_threads());
     const int num_ranges = (num_pairs + width - 1) / width;
     const auto piece = [&](int index, int) {
       const int row = index / num_ranges * rows;

@@ -11,12 +11,12 @@
 
 namespace baton {
 
-#define BATON_DECLARE(isa)                                                                   \
-  namespace isa {                                                                            \
-  bool scan(const float*, int, float*);                                                      \
-  void weigh(const float*, int, float, float, float*, float*, int64_t*);                     \
-  int collect(const float*, int, float, Candidate*);                                         \
-  }                                                                                          \
+#define BATON_DECLARE(isa)                                               \
+  namespace isa {                                                        \
+  bool scan(const float*, int, float*);                                  \
+  void weigh(const float*, int, float, float, float*, float*, int64_t*); \
+  int collect(const float*, int, float, Candidate*);                     \
+  }                                                                      \
   static constexpr LogitPasses k_##isa{#isa, isa::scan, isa::weigh, isa::collect};
 
 BATON_DECLARE(portable)
@@ -329,9 +329,8 @@ void Sampler::for_rows(const std::vector<LogitRow>& rows, const F& work) {
 
 void Sampler::choose(const std::vector<LogitRow>& rows, const std::vector<Choice>& choices,
                      int* tokens) {
-  for_rows(rows, [&](Row& row, int i) {
-    tokens[i] = row.choose(rows[size_t(i)], choices[size_t(i)]);
-  });
+  for_rows(rows,
+           [&](Row& row, int i) { tokens[i] = row.choose(rows[size_t(i)], choices[size_t(i)]); });
 }
 
 void Sampler::logprobs(const std::vector<LogitRow>& rows, const std::vector<int>& tokens,

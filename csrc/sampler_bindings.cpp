@@ -85,9 +85,10 @@ std::vector<LogprobsFields> logprobs(Sampler& sampler, const std::vector<Floats>
 void bind_sampler(nanobind::module_& module) {
   using namespace baton;
   nb::class_<Sampler>(module, "Sampler")
-      .def("__init__",
-           [](Sampler* self, const Engine* kernels) { new (self) Sampler(make_sampler(kernels)); },
-           "kernels"_a.none() = nb::none(), nb::keep_alive<1, 2>())
+      .def(
+          "__init__",
+          [](Sampler* self, const Engine* kernels) { new (self) Sampler(make_sampler(kernels)); },
+          "kernels"_a.none() = nb::none(), nb::keep_alive<1, 2>())
       .def("choose", &choose, "rows"_a, "choices"_a)
       .def("logprobs", &logprobs, "rows"_a, "tokens"_a, "num_top"_a);
   module.def("random_bits", &random_bits, "seed"_a, "position"_a);

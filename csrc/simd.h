@@ -138,9 +138,7 @@ BATON_INLINE F32 scale_by_low_bits(F32 a, F32 k) {
 }
 
 BATON_INLINE U8x64 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
-BATON_INLINE U8x64 low_nibbles(U8x64 a) {
-  return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))};
-}
+BATON_INLINE U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 BATON_INLINE U8x64 high_nibbles(U8x64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
 }
@@ -220,8 +218,7 @@ BATON_INLINE void store_bf16(uint16_t* p, F32 a) {
     r = _mm256_srli_epi32(r, 16);
     const __m256i exponent = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f800000));
     const __m256i is_tiny = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
-    const __m256i sign =
-        _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x8000));
+    const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x8000));
     r = _mm256_blendv_epi8(r, sign, is_tiny);
     const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(a.v[h], a.v[h], _CMP_UNORD_Q));
     const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
@@ -240,7 +237,12 @@ BATON_INLINE F32 load_u8(const uint8_t* p) {
   return {{_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(raw)),
            _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(raw, 8)))}};
 }
-#define BATON_BOTH(expression0, expression1) {{expression0, expression1}}
+#define BATON_BOTH(expression0, expression1) \
+  {                                          \
+    {                                        \
+      expression0, expression1               \
+    }                                        \
+  }
 BATON_INLINE F32 add(F32 a, F32 b) {
   return BATON_BOTH(_mm256_add_ps(a.v[0], b.v[0]), _mm256_add_ps(a.v[1], b.v[1]));
 }
@@ -336,8 +338,8 @@ BATON_INLINE I32 dot4(I32 acc, U8x64 weights, int32_t four) {
   for (int h = 0; h < 2; ++h) {
     const __m256i even = _mm256_and_si256(weights.v[h], low_bytes);
     const __m256i odd = _mm256_srli_epi16(weights.v[h], 8);
-    const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(even, even_four),
-                                         _mm256_madd_epi16(odd, odd_four));
+    const __m256i sum =
+        _mm256_add_epi32(_mm256_madd_epi16(even, even_four), _mm256_madd_epi16(odd, odd_four));
     r.v[h] = _mm256_add_epi32(acc.v[h], sum);
   }
   return r;
@@ -405,8 +407,8 @@ struct B16x32 {
   uint16_t v[32];
 };
 
-#define BATON_LANES(type, expression)            \
-  type r;                                        \
+#define BATON_LANES(type, expression)               \
+  type r;                                           \
   for (int i = 0; i < 16; ++i) r.v[i] = expression; \
   return r
 BATON_INLINE F32 zero() { BATON_LANES(F32, 0.0f); }
@@ -533,8 +535,8 @@ BATON_INLINE F32 larger_magnitude(F32 a, F32 b) {
 #elif defined(BATON_ISA_avx2)
   const F32 magnitude = abs(b);
   for (int h = 0; h < 2; ++h)
-    r.v[h] = _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a.v[h]),
-                                                  _mm256_castps_si256(magnitude.v[h])));
+    r.v[h] = _mm256_castsi256_ps(
+        _mm256_max_epi32(_mm256_castps_si256(a.v[h]), _mm256_castps_si256(magnitude.v[h])));
 #else
   for (int i = 0; i < 16; ++i) {
     const uint32_t bits = bits_of(b.v[i]) & 0x7fffffffu;

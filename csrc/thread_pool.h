@@ -1,11 +1,12 @@
 // Threads that work through numbered pieces of a job together.
 //
-// Every thread has a share of neighbouring pieces, which it takes one by one, and then what is left of
-// the others' shares: a thread that the system takes off its core holds up no more than the piece it
-// has. Where jobs on the same rows follow each other, shares keep a thread on its own rows, which
-// its caches have; fetching them from another core's can cost more than the work. Waiting spins for a short time (a step has a hundred small jobs, and waking
-// a sleeping thread takes longer than some of them), then sleeps, so that an idle engine costs
-// nothing and a neighbour's threads get the core.
+// Every thread has a share of neighbouring pieces, which it takes one by one, and then what is left
+// of the others' shares: a thread that the system takes off its core holds up no more than the
+// piece it has. Where jobs on the same rows follow each other, shares keep a thread on its own
+// rows, which its caches have; fetching them from another core's can cost more than the work.
+// Waiting spins for a short time (a step has a hundred small jobs, and waking a sleeping thread
+// takes longer than some of them), then sleeps, so that an idle engine costs nothing and a
+// neighbour's threads get the core.
 //
 // Invariant: which thread does which piece never shows in a result.
 // Elsewhere: what a piece is (decoder.cpp, linear.cpp, attention.cpp).
@@ -39,13 +40,15 @@ class ThreadPool {
 
   template <class F>
   void run(int num_pieces, const F& f) {
-    run(num_pieces, [](void* job, int piece, int thread) { (*static_cast<const F*>(job))(piece, thread); },
+    run(
+        num_pieces,
+        [](void* job, int piece, int thread) { (*static_cast<const F*>(job))(piece, thread); },
         const_cast<F*>(&f));
   }
 
  private:
-  // The number of the job, the end of the share, and its next piece, in one word: taking a piece and
-  // knowing that there is one is a single step, however late a thread comes.
+  // The number of the job, the end of the share, and its next piece, in one word: taking a piece
+  // and knowing that there is one is a single step, however late a thread comes.
   struct alignas(64) Share {
     std::atomic<uint64_t> ticket{0};
   };

@@ -49,6 +49,9 @@ class _Peers:
         default=Path("build/peers"),
         metadata={"help": "where other engines are installed", "env": "PEERS_DIR"},
     )
+    peer_repetitions: int = field(
+        default=3, metadata={"help": "samples of every other engine's figures", "minimum": 3}
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,13 +94,13 @@ def _engine(flags: argparse.Namespace) -> "Report":
     model_path = resolve_model(config.model_path, cache_dir=default_cache_dir(os.environ))
 
     def peers() -> "Peers | str":
-        return given if given is not None else run_peers(source.peers_dir)
+        return given if given is not None else run_peers(source.peers_dir, source.peer_repetitions)
 
     peers_from = "this run" if source.peers is None else f"before, {source.peers.name}"
     return bench_engine(config, model_path, peers, peers_from)
 
 
-def run_peers(peers_dir: Path) -> "Peers | str":
+def run_peers(peers_dir: Path, repetitions: int) -> "Peers | str":
     """Measure the engines that are installed in `peers_dir`, or say why none were."""
     from baton.bench.peers import read_peers
 
@@ -108,6 +111,7 @@ def run_peers(peers_dir: Path) -> "Peers | str":
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "peers.json"
         command = [sys.executable, str(_PEERS_DRIVER), "--json", str(path)]
+        command.append(f"--repetitions={repetitions}")
         environ = {**os.environ, "PEERS_DIR": str(peers_dir.resolve())}
         environ.pop("OMP_WAIT_POLICY", None)  # theirs to choose
         status = subprocess.run(command, env=environ, stdout=sys.stderr, check=False).returncode

@@ -52,10 +52,10 @@ def test_too_few_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_why_no_other_engine_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    reason = bench.run_peers(tmp_path / "absent")
+    reason = bench.run_peers(tmp_path / "absent", 3)
     assert isinstance(reason, str)
     assert "no other engines are installed" in reason
-    reason = bench.run_peers(tmp_path)
+    reason = bench.run_peers(tmp_path, 3)
     assert isinstance(reason, str)
     assert "run from Baton's repository" in reason
 
