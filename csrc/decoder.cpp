@@ -27,9 +27,17 @@ Decoder::Decoder(const KernelTable& kernels, ThreadPool& threads, const DecoderC
       config_(config),
       embedding_(embedding),
       final_norm_(final_norm),
-      lm_head_(std::move(lm_head)) {
-  // Of all roundings, that of the last product's input moves the logits most, for the least work.
-  lm_head_.keeps_remainder = true;
+      lm_head_(std::move(lm_head)) {}
+
+// Of all roundings, those in the last layer's MLP move the logits most, for the least work: in
+// prefill hardly any row gets there.
+void Decoder::add_layer(DecoderLayer layer) {
+  const auto keep_remainders = [this](bool keeps) {
+    layers_.back().gate_up.keeps_remainder = layers_.back().down.keeps_remainder = keeps;
+  };
+  if (!layers_.empty()) keep_remainders(false);
+  layers_.push_back(std::move(layer));
+  keep_remainders(true);
 }
 
 void Decoder::forward(const DecoderInput& input, KvLayer kv, int64_t layer_bytes, float* logits) {

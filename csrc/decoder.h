@@ -55,7 +55,7 @@ class Decoder {
   Decoder(const KernelTable& kernels, ThreadPool& threads, const DecoderConfig& config,
           const PackedWeight& embedding, const float* final_norm, Linear lm_head);
 
-  void add_layer(DecoderLayer layer) { layers_.push_back(std::move(layer)); }
+  void add_layer(DecoderLayer layer);
 
   // Logits of the wanted rows, num_logit_rows x vocabulary. `kv` is layer 0 of the pool; layers
   // are `layer_bytes` apart in a block.
