@@ -44,11 +44,12 @@ from baton.models.registry import KernelBackend, LoadOptions, Quantization, load
 from baton.obs.logs import configure_logging, event_log
 from baton.transfer.link import SimulatedLink
 from baton.transfer.protocol import KvTransport
+from baton.transfer.registry import open_transport
 from baton.transfer.routed import RoutedTransport
-from baton.transfer.shm import ShmTransport
-from baton.transfer.tcp import TcpTransport
 
 log = event_log("engine")
+
+_AUTO_BACKENDS = ("shm", "tcp")
 
 
 def main() -> None:
@@ -177,13 +178,11 @@ def _num_blocks(spec: EngineSpec, layout: KvLayout, context_length: int) -> int:
 def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     if spec.role == "null":
         return []
-    transports: list[KvTransport] = []
-    if spec.transfer_backend in ("auto", "shm"):
-        transports.append(ShmTransport(segment))
-    if spec.transfer_backend in ("auto", "tcp"):
-        transports.append(
-            TcpTransport(segment, host=spec.host, advertised_host=reachable_address(spec.host))
-        )
+    names = _AUTO_BACKENDS if spec.transfer_backend == "auto" else (spec.transfer_backend,)
+    reachable = reachable_address(spec.host)
+    transports = [
+        open_transport(name, segment, host=spec.host, advertised_host=reachable) for name in names
+    ]
     if spec.link is None:
         return transports
     link = SimulatedLink(spec.link)  # one for all, as a host has one way out
