@@ -202,3 +202,17 @@ def test_a_model_that_cannot_be_served_is_told_clearly(
     assert "could not start" in tree.text
     assert re.search("abacus", tree.text, re.IGNORECASE)
     assert "Traceback" not in tree.text
+
+
+def test_a_tree_over_a_simulated_link_answers_no_sooner_than_the_link(
+    serve: Callable[..., ServeTree],
+) -> None:
+    url = serve("--simulate-link", "1Gbps,700ms", "--verify-kv").wait_ready()
+    body = {"input_ids": [5] * 100, "sampling_params": {"max_new_tokens": 2, "temperature": 0}}
+    request = urllib.request.Request(
+        f"{url}/generate", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    started_s = time.monotonic()
+    with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
+        assert len(json.load(answer)["output_ids"]) == 2
+    assert time.monotonic() - started_s >= 0.7

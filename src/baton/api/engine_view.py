@@ -26,5 +26,7 @@ def snapshot(engine: EngineClient) -> EngineSnapshot:
         total_transfer_failures=stats.total_transfer_failures,
         total_transferred_bytes=stats.total_transferred_bytes,
         total_transfer_seconds=stats.total_transfer_seconds,
+        total_verified_blocks=stats.total_verified_blocks,
+        total_damaged_blocks=stats.total_damaged_blocks,
         total_finished=stats.total_finished,
     )

@@ -20,6 +20,26 @@ class KernelBenchConfig:
 
 
 @dataclass(frozen=True)
+class TransferBenchConfig:
+    """How to measure KV transfer. The default block is that of the default model: 16 tokens of
+    30 layers with 3 kv heads of 64 dimensions, keys and values, in bfloat16."""
+
+    rounds: int = field(
+        default=20, metadata={"help": "samples of every case, taken in turn", "minimum": 3}
+    )
+    block_bytes: int = field(
+        default=368_640, metadata={"help": "bytes of one KV block", "minimum": 64}
+    )
+    max_mib: int = field(
+        default=128, metadata={"help": "the largest write, in MiB", "minimum": 1, "metavar": "MIB"}
+    )
+    idle_s: float = field(
+        default=3.0,
+        metadata={"help": "how long each backend is watched idling", "metavar": "SECONDS"},
+    )
+
+
+@dataclass(frozen=True)
 class EngineBenchConfig:
     """How to measure the engine, and with which model."""
 

@@ -25,6 +25,7 @@ from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence
 from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_hash import prompt_digest
+from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
 from baton.messages.handover import (
     HandoverMessage,
@@ -74,12 +75,14 @@ class _Quarantine:
 
 class DecodeRole:
     """Hand-overs of one decode engine. `send` queues a message to a peer by its control address,
-    connecting first where needed; after a loss only once that has been acknowledged."""
+    connecting first where needed; after a loss only once that has been acknowledged. With
+    `checksums`, of this engine's pool, blocks are verified before they are used."""
 
     def __init__(
         self,
         core: EngineCore,
         layout: KvLayout,
+        checksums: BlockChecksums | None,
         transports: Many[KvTransport],
         send: Callable[[str, HandoverMessage], None],
         acknowledge_loss: Callable[[str], None],
@@ -89,6 +92,7 @@ class DecodeRole:
     ):
         self._core = core
         self._layout = layout
+        self._checksums = checksums
         self._transports = transports
         self._send = send
         self._acknowledge_loss = acknowledge_loss
@@ -192,6 +196,7 @@ class DecodeRole:
                 num_cached_blocks=len(hits),
                 block_ids=blocks,
                 regions=[transport.descriptor for transport in self._transports],
+                wants_checksums=self._checksums is not None,
             ),
         )
         return True
@@ -246,8 +251,14 @@ class DecodeRole:
         if problem is not None:
             self._cancel(leg, failed(f"the prefill worker delivered {problem}", 500))
             return
-        del self._legs[leg.transfer_id]
+        # Closed first: what is verified must not change any more.
         self._close_windows(leg.transfer_id)
+        damage = self._damage_of(message, leg)
+        if damage is not None:
+            log.error("kv damaged", peer=leg.peer_address, transfer_id=leg.transfer_id, what=damage)
+            self._cancel(leg, failed(damage, 503))
+            return
+        del self._legs[leg.transfer_id]
         leg.sequence.num_cached_tokens = message.num_cached_tokens
         self._core.adopt(leg.sequence, message.token_id, message.logprob)
 
@@ -259,7 +270,30 @@ class DecodeRole:
             return f"token {message.token_id}, beyond the vocabulary of {self._core.vocab_size}"
         if (message.logprob is None) != (leg.sequence.request.sampling.num_top_logprobs is None):
             return "no logprob, or one that nobody asked for: the legs differ in what they ask"
+        if self._checksums is not None and len(message.checksums) != message.num_blocks:
+            return f"{len(message.checksums)} checksums for {message.num_blocks} blocks"
         return None
+
+    def _damage_of(self, message: KvDelivered, leg: _Leg) -> str | None:
+        """Which block is not the one that was sent, None if all are or nobody asked."""
+        if self._checksums is None:
+            return None
+        num_blocks = leg.num_reserved_blocks
+        blocks = leg.sequence.block_ids[-num_blocks:]
+        found = [self._checksums.of(block) for block in blocks]
+        damaged = [i for i, sent in enumerate(message.checksums) if found[i] != sent]
+        self._core.counters.verified_blocks += num_blocks
+        self._core.counters.damaged_blocks += len(damaged)
+        if not damaged:
+            return None
+        first = damaged[0]
+        return (
+            f"verifying KV (--verify-kv) failed: {len(damaged)} of {num_blocks} blocks from the "
+            f"prefill worker at {leg.peer_address} arrived damaged, the first is block "
+            f"{len(leg.sequence.block_ids) - num_blocks + first} of the prompt (block "
+            f"{blocks[first]} of the pool): checksum {found[first]:016x} instead of "
+            f"{message.checksums[first]:016x}"
+        )
 
     def _cancel(self, leg: _Leg, finish: Finish) -> None:
         """End a leg from this side."""

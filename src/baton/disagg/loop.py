@@ -100,6 +100,8 @@ class EngineLoop:
             total_transfers=sum(total.num_writes for total in totals),
             total_transfer_failures=sum(total.num_failures for total in totals),
             total_transfer_seconds=sum(total.write_seconds for total in totals),
+            total_verified_blocks=counters.verified_blocks,
+            total_damaged_blocks=counters.damaged_blocks,
             total_finished=dict(counters.finished),
         )
 

@@ -25,6 +25,7 @@ from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence, SequenceState
 from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_hash import prompt_digest
+from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
 from baton.messages.handover import (
     HandoverMessage,
@@ -80,6 +81,8 @@ class _Leg:
     reservation: _Reservation | None = None
     num_posted_blocks: int = 0
     tickets: list[Ticket] = field(default_factory=list)
+    checksums: list[int] = field(default_factory=list)
+    """Of the blocks posted so far, if decode wants them."""
     last_word: tuple[str, HandoverMessage] | None = None
     """Whom to tell, and what, when no write is pending any more."""
 
@@ -112,6 +115,7 @@ class PrefillRole:
         self,
         core: EngineCore,
         layout: KvLayout,
+        checksums: BlockChecksums,
         peers: Writers,
         send: Callable[[str, HandoverMessage], None],
         config: DisaggConfig,
@@ -119,6 +123,7 @@ class PrefillRole:
     ):
         self._core = core
         self._layout = layout
+        self._checksums = checksums
         self._peers = peers
         self._send = send
         self._config = config
@@ -296,12 +301,15 @@ class PrefillRole:
         if peer is None or num_ready <= leg.num_posted_blocks:
             return
         first = reserved.num_cached_blocks
+        indices = range(leg.num_posted_blocks, num_ready)
         copies = [
             self._copy(leg.sequence.block_ids[index], reserved.block_ids[index - first])
-            for index in range(leg.num_posted_blocks, num_ready)
+            for index in indices
         ]
         leg.num_posted_blocks = num_ready
         leg.tickets.append(peer.post_write(reserved.transfer_id, merge_adjacent(copies)))
+        if reserved.wants_checksums:  # taken while the blocks travel
+            leg.checksums += [self._checksums.of(leg.sequence.block_ids[i]) for i in indices]
 
     def _copy(self, src_block: int, dst_block: int) -> Copy:
         size = self._layout.block_bytes
@@ -345,6 +353,7 @@ class PrefillRole:
                 logprob=output.logprobs[0] if output.logprobs else None,
                 num_blocks=len(reservation.message.block_ids),
                 num_cached_tokens=leg.sequence.num_cached_tokens,
+                checksums=leg.checksums,
             ),
         )
         del self._legs[leg.pair]

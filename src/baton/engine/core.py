@@ -41,6 +41,8 @@ class EngineCounters:
     preemptions: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    verified_blocks: int = 0
+    damaged_blocks: int = 0
     finished: Counter[str] = field(default_factory=Counter)
 
 

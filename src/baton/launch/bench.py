@@ -1,4 +1,4 @@
-"""`baton bench`: measure this machine's kernels and engine, and compare them.
+"""`baton bench`: measure this machine's kernels, engine and KV transfer, and compare them.
 
 Invariant: what is printed is what the JSON file says; a missed floor is shown, not an error.
 Elsewhere: the benchmarks (baton/bench), other engines' scripts (benchmarks/peers).
@@ -9,12 +9,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from baton.bench.config import EngineBenchConfig, KernelBenchConfig
+from baton.bench.config import EngineBenchConfig, KernelBenchConfig, TransferBenchConfig
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.core.errors import ConfigError
 from baton.launch.flags import add_flags, from_args
@@ -29,6 +29,7 @@ examples:
   baton bench kernels --json kernels.json
   baton bench engine --model-path MODEL    whole steps of the engine, and other engines if installed
   baton bench engine --peers peers.json    compare with figures taken before
+  baton bench transfer                     KV blocks into another process, over every backend
 
 other engines are installed by benchmarks/peers, into PEERS_DIR (default: build/peers)
 """
@@ -59,14 +60,14 @@ def main(argv: Sequence[str]) -> None:
     # torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = _parser().parse_args(argv)
-    report = _kernels(flags) if flags.benchmark == "kernels" else _engine(flags)
+    report = _BENCHMARKS[flags.benchmark](flags)
     _publish(report, from_args(_Output, flags))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="baton bench",
-        description="Measure this machine's kernels or engine.",
+        description="Measure this machine's kernels, engine or KV transfer.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -75,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(kernels, KernelBenchConfig, _Output)
     engine = benchmarks.add_parser("engine", help="whole steps of the engine")
     add_flags(engine, EngineBenchConfig, _Peers, _Output)
+    transfer = benchmarks.add_parser("transfer", help="KV blocks into another process")
+    add_flags(transfer, TransferBenchConfig, _Output)
     return parser
 
 
@@ -98,6 +101,19 @@ def _engine(flags: argparse.Namespace) -> "Report":
 
     peers_from = "this run" if source.peers is None else f"before, {source.peers.name}"
     return bench_engine(config, model_path, peers, peers_from)
+
+
+def _transfer(flags: argparse.Namespace) -> "Report":
+    from baton.bench.bench_transfer import bench_transfer
+
+    return bench_transfer(from_args(TransferBenchConfig, flags))
+
+
+_BENCHMARKS: "Final[dict[str, Callable[[argparse.Namespace], Report]]]" = {
+    "kernels": _kernels,
+    "engine": _engine,
+    "transfer": _transfer,
+}
 
 
 def run_peers(peers_dir: Path, repetitions: int) -> "Peers | str":

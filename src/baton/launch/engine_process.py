@@ -31,6 +31,7 @@ from baton.engine.runner import ModelRunner
 from baton.ipc.engine_socket import ApiGone, EngineSocket
 from baton.ipc.peer_link import PeerEvent, PeerLink
 from baton.kvcache.block_pool import BlockPool
+from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
 from baton.kvcache.storage import SharedSegment
 from baton.launch.child import arm_parent_death_signal
@@ -41,11 +42,14 @@ from baton.messages.engine import EngineFailed, EngineReady
 from baton.messages.handover import EngineHello, HandoverMessage
 from baton.models.registry import KernelBackend, LoadOptions, Quantization, load_model
 from baton.obs.logs import configure_logging, event_log
+from baton.transfer.link import SimulatedLink
 from baton.transfer.protocol import KvTransport
-from baton.transfer.shm import ShmTransport
-from baton.transfer.tcp import TcpTransport
+from baton.transfer.registry import open_transport
+from baton.transfer.routed import RoutedTransport
 
 log = event_log("engine")
+
+_AUTO_BACKENDS = ("shm", "tcp")
 
 
 def main() -> None:
@@ -98,7 +102,8 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
     events: deque[PeerEvent] = deque()
     transports = _transports(spec, segment)
     link = _link(spec, engine_id, transports, events, api)
-    role = _role(spec, core, layout, transports, link, engine_id, api, clock)
+    checksums = BlockChecksums(segment.view(), layout.block_bytes)
+    role = _role(spec, core, layout, checksums, transports, link, engine_id, api, clock)
     loop = EngineLoop(core, role, api, events, transports, clock)
     api.send(loop.stats())
     api.send(
@@ -173,14 +178,15 @@ def _num_blocks(spec: EngineSpec, layout: KvLayout, context_length: int) -> int:
 def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     if spec.role == "null":
         return []
-    transports: list[KvTransport] = []
-    if spec.transfer_backend in ("auto", "shm"):
-        transports.append(ShmTransport(segment))
-    if spec.transfer_backend in ("auto", "tcp"):
-        transports.append(
-            TcpTransport(segment, host=spec.host, advertised_host=reachable_address(spec.host))
-        )
-    return transports
+    names = _AUTO_BACKENDS if spec.transfer_backend == "auto" else (spec.transfer_backend,)
+    reachable = reachable_address(spec.host)
+    transports = [
+        open_transport(name, segment, host=spec.host, advertised_host=reachable) for name in names
+    ]
+    if spec.link is None:
+        return transports
+    link = SimulatedLink(spec.link)  # one for all, as a host has one way out
+    return [RoutedTransport(transport, link) for transport in transports]
 
 
 def _link(
@@ -217,6 +223,7 @@ def _role(
     spec: EngineSpec,
     core: EngineCore,
     layout: KvLayout,
+    checksums: BlockChecksums,
     transports: list[KvTransport],
     link: PeerLink | None,
     engine_id: str,
@@ -227,10 +234,11 @@ def _role(
         return UnifiedRole(core)
     if spec.role == "prefill":
         peers = DecodePeers(transports, api.wake)
-        return PrefillRole(core, layout, peers, link.send, spec.disagg, clock)
+        return PrefillRole(core, layout, checksums, peers, link.send, spec.disagg, clock)
     return DecodeRole(
         core,
         layout,
+        checksums if spec.verify_kv else None,
         transports,
         link.send,
         link.acknowledge_loss,

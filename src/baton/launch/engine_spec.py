@@ -5,18 +5,22 @@ from dataclasses import dataclass
 from baton.core.request import Role
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
+from baton.transfer.link import LinkConfig
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """`cores`: the processors to stay on, empty for all. `nice`: added to the scheduling niceness.
-    `host`: address that control connections and KV writes come in on."""
+    `host`: address that control connections and KV writes come in on. `link`: what KV writes are
+    slowed down to. `verify_kv`: decode compares what arrived with prefill's checksums."""
 
     model_path: str
     role: Role
     engine: EngineConfig
     disagg: DisaggConfig
     transfer_backend: str
+    link: LinkConfig | None
+    verify_kv: bool
     host: str
     cores: list[int]
     nice: int

@@ -22,6 +22,7 @@ from baton.launch.narrator import Narrator
 from baton.launch.ports import FreePorts, check_port_is_free
 from baton.launch.supervisor import Supervisor, SupervisorConfig
 from baton.launch.topology import ServeConfig, Topology, plan_topology
+from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
 
 _EXAMPLES = """\
 examples:
@@ -29,6 +30,7 @@ examples:
   baton serve model.gguf --port 8123       a GGUF file
   baton serve ORG/NAME --workers 2p1d      a model of the Hugging Face hub, two prefill workers
   baton serve --unified 2                  two workers that do both, behind the router
+  baton serve --simulate-link 1Gbps,2ms    as if prefill and decode were two hosts apart
   baton serve --log-level debug            everything that every process has to say
 """
 
@@ -54,6 +56,8 @@ class WorkerOptions:
     disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
         default="auto", metadata={"help": "how KV blocks travel; auto: shared memory"}
     )
+    simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
+    verify_kv: bool = field(default=False, metadata=VERIFY_KV)
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="warning", metadata={"help": "least level that the processes show"}
     )
@@ -65,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
     # Checked here too, so that a wrong option is told once and not by every worker.
     from_args(EngineConfig, args, environ=os.environ)
     options = from_args(WorkerOptions, args, environ=os.environ)
+    link_of(options.simulate_link)
     config = replace(config, port=check_port_is_free(config.host, config.port))
     wanted = args.model or args.model_path
     model_path = resolve_model(wanted, cache_dir=default_cache_dir(os.environ))
@@ -91,11 +96,14 @@ def _served_name(options: WorkerOptions, wanted: str | None, model_path: Path) -
 
 def _worker_argv(options: WorkerOptions) -> list[str]:
     """The key is not among them: a command line is for every user of the machine to see."""
-    return [
+    argv = [
         f"--served-model-name={options.served_model_name}",
         f"--disaggregation-transfer-backend={options.disaggregation_transfer_backend}",
         f"--log-level={options.log_level}",
     ]
+    if options.simulate_link is not None:
+        argv.append(f"--simulate-link={options.simulate_link}")
+    return [*argv, "--verify-kv"] if options.verify_kv else argv
 
 
 def _router_argv(config: ServeConfig, options: WorkerOptions) -> list[str]:

@@ -33,6 +33,7 @@ from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
 from baton.launch.engine_spec import EngineSpec
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
+from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
@@ -78,6 +79,8 @@ class WorkerConfig:
         default="auto",
         metadata={"help": "how KV blocks travel; auto: shared memory on one host, else tcp"},
     )
+    simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
+    verify_kv: bool = field(default=False, metadata=VERIFY_KV)
     base_gpu_id: int = field(
         default=0, metadata={"help": "first core, where --cores is given", "minimum": 0}
     )
@@ -114,6 +117,7 @@ def main(argv: Sequence[str]) -> int:
         engine = from_args(EngineConfig, namespace, environ=os.environ)
         configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
         disagg = DisaggConfig.from_environ(os.environ)
+        link = link_of(worker.simulate_link)
         cores = _cores(worker)
         path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
         card = read_model_card(path)
@@ -130,6 +134,8 @@ def main(argv: Sequence[str]) -> int:
         engine=engine,
         disagg=disagg,
         transfer_backend=worker.disaggregation_transfer_backend,
+        link=link,
+        verify_kv=worker.verify_kv,
         host=worker.host,
         cores=cores,
         nice=worker.engine_nice,

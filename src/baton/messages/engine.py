@@ -114,6 +114,8 @@ class EngineStats(_Message, frozen=True, kw_only=True):
     total_transfers: int
     total_transfer_failures: int
     total_transfer_seconds: float
+    total_verified_blocks: int
+    total_damaged_blocks: int
     total_finished: dict[str, int]
 
 

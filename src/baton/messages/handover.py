@@ -27,6 +27,7 @@ from baton.messages.regions import RegionDescriptor
 # reaches the roles can be used as an index or echoed in an answer.
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Name = Annotated[str, msgspec.Meta(max_length=128)]
+Checksums = Annotated[list[Count], msgspec.Meta(max_length=1 << 20)]
 BlockIds = Annotated[list[Count], msgspec.Meta(max_length=1 << 20)]
 
 
@@ -36,7 +37,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class KvReserved(_Message, frozen=True, kw_only=True):
     """Decode has blocks for this prompt. Prompt block i, for i >= num_cached_blocks, goes to decode
-    block `block_ids[i - num_cached_blocks]`."""
+    block `block_ids[i - num_cached_blocks]`. `wants_checksums`: KvDelivered is to have them."""
 
     room: Count
     sample_index: Count
@@ -46,6 +47,7 @@ class KvReserved(_Message, frozen=True, kw_only=True):
     num_cached_blocks: Count
     block_ids: BlockIds
     regions: list[RegionDescriptor]
+    wants_checksums: bool = False
 
 
 class KvCancel(_Message, frozen=True, kw_only=True):
@@ -53,10 +55,14 @@ class KvCancel(_Message, frozen=True, kw_only=True):
 
 
 class KvDelivered(_Message, frozen=True, kw_only=True):
+    """All blocks are in place. `checksums`: if decode wants them one for each of
+    KvReserved.block_ids, in their order (kvcache/checksum.py), else none."""
+
     token_id: Count
     logprob: TokenLogprob | None = None
     num_blocks: Count
     num_cached_tokens: Count
+    checksums: Checksums = []
 
 
 class KvFailed(_Message, frozen=True, kw_only=True):

@@ -53,6 +53,8 @@ class EngineSnapshot:
     total_transfer_failures: int
     total_transferred_bytes: int
     total_transfer_seconds: float
+    total_verified_blocks: int
+    total_damaged_blocks: int
     total_finished: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -223,6 +225,8 @@ class _EngineCollector:
             ("baton:transfer_failures", "KV hand-overs failed", now.total_transfer_failures),
             ("baton:transfer_bytes", "KV bytes handed over", now.total_transferred_bytes),
             ("baton:transfer_seconds", "Time spent handing over", now.total_transfer_seconds),
+            ("baton:kv_blocks_verified", "KV blocks compared", now.total_verified_blocks),
+            ("baton:kv_blocks_damaged", "KV blocks that differed", now.total_damaged_blocks),
         )
         for name, text, value in rows:
             family = CounterMetricFamily(name, text, labels=self._names)

@@ -136,6 +136,8 @@ class FakeEngine:
             total_transfers=0,
             total_transfer_failures=0,
             total_transfer_seconds=0.0,
+            total_verified_blocks=0,
+            total_damaged_blocks=0,
             total_finished=dict(self._finished),
         )
 

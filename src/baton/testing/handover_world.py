@@ -22,6 +22,7 @@ from baton.engine.core import EngineCore
 from baton.engine.runner import ModelRunner
 from baton.ipc.peer_link import LostReason, PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_pool import BlockPool
+from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.storage import SharedSegment
 from baton.messages.engine import TokenOutput
 from baton.messages.handover import EngineHello, HandoverMessage
@@ -139,6 +140,7 @@ class Side:
     def __init__(self, num_blocks: int, block_size: int, chunk: int, clock: FakeClock):
         self.layout = MODEL.kv_layout(block_size)
         self.segment = SharedSegment(num_blocks * self.layout.block_bytes)
+        self.checksums = BlockChecksums(self.segment.view(), self.layout.block_bytes)
         pool_view = MODEL.kv_view(self.segment.view(), self.layout, num_blocks)
         self.core = EngineCore(
             EngineConfig(page_size=block_size, chunked_prefill_size=chunk),
@@ -177,6 +179,7 @@ class HandoverWorld:
         decode_blocks: int = 24,
         block_size: int = 4,
         chunk: int = 10,
+        verify_kv: bool = False,
     ):
         self.clock = FakeClock()
         self.block_size = block_size
@@ -193,6 +196,7 @@ class HandoverWorld:
         self.decode.role = DecodeRole(
             self.decode.core,
             self.decode.layout,
+            self.decode.checksums if verify_kv else None,
             [self.transport],
             self._send_to_prefill,
             self._acknowledge_loss,
@@ -306,6 +310,7 @@ class HandoverWorld:
         side.role = PrefillRole(
             side.core,
             side.layout,
+            side.checksums,
             peers,
             lambda key, message: self._send_to_decode(side, key, message),
             CONFIG,

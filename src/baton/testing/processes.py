@@ -160,7 +160,7 @@ def worker(
     """A worker that is not started yet."""
     port = PORTS.take()
     argv = [sys.executable, "-m", "baton.launch_server", f"--port={port}", f"--host={host}"]
-    argv.append(f"--disaggregation-mode={role}")
+    argv += [f"--disaggregation-mode={role}", "--verify-kv"]
     if model is not None:
         argv.append(f"--model-path={model}")
     bootstrap_port = None

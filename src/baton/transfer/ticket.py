@@ -50,9 +50,9 @@ class WriteTicket:
     def is_pending(self) -> bool:
         return self._state is TicketState.PENDING
 
-    def start(self) -> None:
-        """The first byte is about to move."""
-        self._started_s = time.perf_counter()
+    def start(self, ago_s: float = 0.0) -> None:
+        """The first byte is about to move, or did `ago_s` seconds ago."""
+        self._started_s = time.perf_counter() - ago_s
 
     def settle(self, state: TicketState, error: str = "") -> bool:
         """Leave PENDING; False if another cause was first."""

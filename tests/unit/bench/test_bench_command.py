@@ -9,7 +9,7 @@ import pytest
 from baton.launch import bench, cli
 
 
-def test_help_names_both_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", "--help"])
     assert caught.value.code == 0
@@ -17,12 +17,14 @@ def test_help_names_both_benchmarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: baton bench" in text
     assert "kernels" in text
     assert "engine" in text
+    assert "transfer" in text
 
 
 @pytest.mark.parametrize(
     ("benchmark", "options"),
     [
         ("kernels", ["--rounds", "--num-threads", "--json"]),
+        ("transfer", ["--rounds", "--block-bytes", "--max-mib", "--idle-s", "--json"]),
         ("engine", ["--model-path", "--rounds", "--peers", "--peers-dir", "PEERS_DIR", "--json"]),
     ],
 )

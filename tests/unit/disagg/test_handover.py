@@ -37,7 +37,7 @@ class HandoverMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.world = HandoverWorld(can_fence=self.can_fence)
+        self.world = HandoverWorld(can_fence=self.can_fence, verify_kv=True)
 
     @rule(
         length=st.integers(1, 40),

@@ -56,9 +56,9 @@ def ends_of(side: Side) -> list[TokenOutput]:
     return [output for output in side.outputs if output.finish is not None]
 
 
-def waiting_decode() -> HandoverWorld:
+def waiting_decode(verify_kv: bool = False) -> HandoverWorld:
     """Decode has reserved for its leg; prefill never hears of it."""
-    world = HandoverWorld(can_fence=False)
+    world = HandoverWorld(can_fence=False, verify_kv=verify_kv)
     world.submit(PROMPT, 3, prefill=False, decode=True)
     world.decode.turn()
     return world
@@ -86,6 +86,21 @@ def test_a_reservation_out_of_bounds_is_no_message(fields: dict[str, object]) ->
     bad = reserved(HandoverWorld(can_fence=True), **fields)
     with pytest.raises(msgspec.ValidationError):
         CODEC.decode(CODEC.encode(bad))
+
+
+def test_every_checksum_crosses_as_it_is() -> None:
+    message = delivered(checksums=[0, 2**63, 2**64 - 1])
+    assert CODEC.decode(CODEC.encode(message)) == message
+
+
+@pytest.mark.parametrize("checksums", [[], [1, 2], [1, 2, 3, 4]])
+def test_checksums_that_are_not_one_a_block_fail_the_request(checksums: list[int]) -> None:
+    world = waiting_decode(verify_kv=True)
+    say(world.decode, PREFILL_ADDRESS, delivered(checksums=checksums))
+    world.decode.turn()
+    (output,) = ends_of(world.decode)
+    assert output.finish is not None
+    assert f"{len(checksums)} checksums for 3 blocks" in output.finish.message
 
 
 @pytest.mark.parametrize("status", [0, 200, 1000])

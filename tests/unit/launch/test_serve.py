@@ -5,8 +5,9 @@ import itertools
 
 import pytest
 
+from baton.core.errors import ConfigError
 from baton.engine.config import EngineConfig
-from baton.launch import router, serve
+from baton.launch import router, serve, server
 from baton.launch.flags import add_flags, from_args
 from baton.launch.server import WorkerConfig
 from baton.launch.topology import PREFILL_NICE, ServeConfig, Topology, plan_topology
@@ -54,6 +55,27 @@ def test_the_key_is_on_no_command_line() -> None:
     options = serve.WorkerOptions(api_key="sesame")
     assert not any("sesame" in word for word in serve._worker_argv(options))
     assert serve._environ(options)[serve.API_KEY_VARIABLE] == "sesame"
+
+
+def test_the_link_and_verification_reach_the_workers() -> None:
+    options = serve.WorkerOptions(simulate_link="10Gbps,1ms", verify_kv=True)
+    worker = _as_worker(("", "", "", *serve._worker_argv(options)))
+    assert (worker.simulate_link, worker.verify_kv) == ("10Gbps,1ms", True)
+    worker = _as_worker(("", "", "", *serve._worker_argv(serve.WorkerOptions())))
+    assert (worker.simulate_link, worker.verify_kv) == (None, False)
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_link_that_makes_no_sense_is_told_before_anything_starts(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--simulate-link", "fast"]
+    if command == "serve":
+        with pytest.raises(ConfigError, match=r"--simulate-link 'fast': .* try \"10Gbps,1ms\""):
+            serve.main(argv)
+    else:
+        assert server.main(argv) == 2
+        assert "error: --simulate-link 'fast'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,19 @@ def test_two_workers_do_not_share_counters() -> None:
     assert line.format("two", "0.0") in second.render().decode()
 
 
+def test_damaged_blocks_are_counted() -> None:
+    metrics = WorkerMetrics(
+        model_name="m",
+        engine_type="decode",
+        read_engine=lambda: snapshot(total_verified_blocks=8, total_damaged_blocks=2),
+        clock=FakeClock(),
+    )
+    lines = metrics.render().decode().splitlines()
+    labels = '{engine_type="decode",model_name="m"}'
+    assert f"baton:kv_blocks_verified_total{labels} 8.0" in lines
+    assert f"baton:kv_blocks_damaged_total{labels} 2.0" in lines
+
+
 def test_labels_are_escaped() -> None:
     metrics = WorkerMetrics(
         model_name='a"b\n', engine_type="unified", read_engine=snapshot, clock=FakeClock()
