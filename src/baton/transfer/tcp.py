@@ -179,10 +179,10 @@ class TcpTransport:
         self._loop.call_later(_GREETING_TIMEOUT_S, receiver.expire)
 
     def _forget_receiver(self, receiver: TcpReceiver, bad: str) -> None:
-        if bad:
-            self._account.record_bad_connection(self.name, bad)
         with self._lock:
             self._receivers.discard(receiver)
+        if bad:  # told last: who reads of it finds the writer gone
+            self._account.record_bad_connection(self.name, bad)
 
     def _close_sockets(self) -> None:
         self._acceptor.close()
