@@ -1,6 +1,6 @@
 """How much do long prompts disturb running streams? Over public HTTP, against any running server.
 
-Four streams write 160 tokens each while six prompts of 1,000 tokens arrive one after the other:
+Four streams write 1,200 tokens each while six prompts of 1,000 tokens arrive one after the other:
 
     baton serve --port 8455 --workers 1p1d &
     python benchmarks/interference.py http://127.0.0.1:8455
@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-NUM_STREAMS, STREAM_TOKENS, STREAM_PROMPT = 4, 160, 60
-NUM_LONG, LONG_PROMPT, PAUSE_S = 6, 1000, 1.5
+NUM_STREAMS, STREAM_TOKENS, STREAM_PROMPT = 4, 1200, 60
+NUM_LONG, LONG_PROMPT, PAUSE_S = 6, 1000, 0.5
 
 
 @dataclass
