@@ -21,10 +21,8 @@ import msgspec
 
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
-from baton.transfer import ShmTransport, TcpTransport
+from baton.testing.backends import BACKENDS
 from baton.transfer.protocol import KvTransport
-
-_BACKENDS = {"shm": ShmTransport, "tcp": TcpTransport}
 
 
 class RemoteOwner:
@@ -82,7 +80,7 @@ def answer(transport: KvTransport, view: memoryview, command: str) -> str:
 def main() -> None:
     backend, num_bytes = sys.argv[1:]
     segment = SharedSegment(int(num_bytes))
-    transport: KvTransport = _BACKENDS[backend](segment)
+    transport: KvTransport = BACKENDS[backend](segment)
     print(msgspec.json.encode(transport.descriptor).decode(), flush=True)
     for line in sys.stdin:
         print(answer(transport, segment.view(), line), flush=True)
