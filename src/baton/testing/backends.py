@@ -10,12 +10,14 @@ from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.transfer import ShmTransport, TcpTransport
 from baton.transfer.mooncake import MooncakeTransport
+from baton.transfer.nixl import NixlTransport
 from baton.transfer.protocol import KvTransport
 
 BACKENDS: dict[str, Callable[[SharedSegment], KvTransport]] = {
     "shm": ShmTransport,
     "tcp": TcpTransport,
     "mooncake": MooncakeTransport,
+    "nixl": NixlTransport,
 }
 
 
