@@ -12,7 +12,7 @@ import socket
 import sys
 from collections import deque
 from pathlib import Path
-from typing import cast
+from typing import assert_never, cast
 
 import msgspec
 import psutil
@@ -41,6 +41,8 @@ from baton.messages.engine import EngineFailed, EngineReady
 from baton.messages.handover import EngineHello, HandoverMessage
 from baton.models.registry import KernelBackend, LoadOptions, Quantization, load_model
 from baton.obs.logs import configure_logging, event_log
+from baton.transfer.mooncake import MooncakeTransport
+from baton.transfer.nixl import NixlTransport
 from baton.transfer.protocol import KvTransport
 from baton.transfer.shm import ShmTransport
 from baton.transfer.tcp import TcpTransport
@@ -118,7 +120,12 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
             transfer_backends=[transport.name for transport in transports],
         )
     )
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        # A transfer library whose threads are still there at the interpreter's end aborts it.
+        for transport in transports:
+            transport.close()
 
 
 def _load_options(spec: EngineSpec) -> LoadOptions:
@@ -173,14 +180,30 @@ def _num_blocks(spec: EngineSpec, layout: KvLayout, context_length: int) -> int:
 def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     if spec.role == "null":
         return []
-    transports: list[KvTransport] = []
-    if spec.transfer_backend in ("auto", "shm"):
-        transports.append(ShmTransport(segment))
-    if spec.transfer_backend in ("auto", "tcp"):
-        transports.append(
-            TcpTransport(segment, host=spec.host, advertised_host=reachable_address(spec.host))
-        )
-    return transports
+    host, told_host = spec.host, reachable_address(spec.host)
+    match spec.transfer_backend:
+        case "shm":
+            return [ShmTransport(segment)]
+        case "tcp":
+            return [TcpTransport(segment, host=host, advertised_host=told_host)]
+        case "mooncake":
+            return [
+                MooncakeTransport(
+                    segment,
+                    host=host,
+                    advertised_host=told_host,
+                    protocol=spec.mooncake_protocol,
+                    device=spec.ib_device,
+                )
+            ]
+        case "nixl":
+            return [NixlTransport(segment, host=host, advertised_host=told_host)]
+        case "auto":
+            # The transfer libraries are only for who names them: see ADR 11.
+            tcp = TcpTransport(segment, host=host, advertised_host=told_host)
+            return [ShmTransport(segment), tcp]
+        case _:
+            assert_never(spec.transfer_backend)
 
 
 def _link(

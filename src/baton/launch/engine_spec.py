@@ -1,22 +1,28 @@
 """What the api process tells its engine process at start; crosses as JSON on its command line."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from baton.core.request import Role
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
 
+TransferBackend = Literal["auto", "shm", "tcp", "mooncake", "nixl"]
+
 
 @dataclass(frozen=True)
 class EngineSpec:
     """`cores`: the processors to stay on, empty for all. `nice`: added to the scheduling niceness.
-    `host`: address that control connections and KV writes come in on."""
+    `host`: address that control connections and KV writes come in on. `mooncake_protocol` and
+    `ib_device` are Mooncake's only."""
 
     model_path: str
     role: Role
     engine: EngineConfig
     disagg: DisaggConfig
-    transfer_backend: str
+    transfer_backend: TransferBackend
+    mooncake_protocol: str
+    ib_device: str
     host: str
     cores: list[int]
     nice: int

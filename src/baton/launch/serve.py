@@ -17,6 +17,7 @@ from typing import Literal
 from baton.checkpoint.embedded import SMOLLM2
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.engine.config import EngineConfig
+from baton.launch.engine_spec import TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args, given_argv
 from baton.launch.narrator import Narrator
 from baton.launch.ports import FreePorts, check_port_is_free
@@ -51,7 +52,7 @@ class WorkerOptions:
             "env": API_KEY_VARIABLE,
         },
     )
-    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
+    disaggregation_transfer_backend: TransferBackend = field(
         default="auto", metadata={"help": "how KV blocks travel; auto: shared memory"}
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(

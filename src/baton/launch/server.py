@@ -31,7 +31,7 @@ from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
-from baton.launch.engine_spec import EngineSpec
+from baton.launch.engine_spec import EngineSpec, TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
@@ -74,9 +74,16 @@ class WorkerConfig:
             "maximum": 65535,
         },
     )
-    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
+    disaggregation_transfer_backend: TransferBackend = field(
         default="auto",
         metadata={"help": "how KV blocks travel; auto: shared memory on one host, else tcp"},
+    )
+    disaggregation_ib_device: str = field(
+        default="", metadata={"help": "mooncake only: network cards for RDMA, by name"}
+    )
+    mooncake_protocol: str = field(
+        default="tcp",
+        metadata={"help": "mooncake only: tcp, rdma and so on", "env": "MOONCAKE_PROTOCOL"},
     )
     base_gpu_id: int = field(
         default=0, metadata={"help": "first core, where --cores is given", "minimum": 0}
@@ -130,6 +137,8 @@ def main(argv: Sequence[str]) -> int:
         engine=engine,
         disagg=disagg,
         transfer_backend=worker.disaggregation_transfer_backend,
+        mooncake_protocol=worker.mooncake_protocol,
+        ib_device=worker.disaggregation_ib_device,
         host=worker.host,
         cores=cores,
         nice=worker.engine_nice,

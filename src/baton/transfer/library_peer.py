@@ -145,7 +145,7 @@ class LibraryPeer:
             raise
         finally:
             if target is not None:
-                target.close()
+                target.close(is_owner_lost=bool(self._loss))
             self._let_go(self, self._is_clean)
             with self._condition:
                 self._has_ended = True

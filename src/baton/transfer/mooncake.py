@@ -121,7 +121,7 @@ class MooncakeTarget:
     def prove(self) -> "MooncakeWrite":
         return self._post([(self._proof_source, self._proof_target, PROOF_BYTES)])
 
-    def close(self) -> None:
+    def close(self, *, is_owner_lost: bool) -> None:
         """The engine keeps its connections, for the next peer there."""
         self._engine = None
 

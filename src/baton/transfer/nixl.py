@@ -96,11 +96,12 @@ class NixlLibrary:
             self._num_targets[name] = self._num_targets.get(name, 0) + 1
         return NixlTarget(self, name, invitation, *self._own)
 
-    def leave(self, name: str) -> None:
-        """Disconnect from an agent that no target needs any more."""
+    def leave(self, name: str, *, is_owner_lost: bool) -> None:
+        """A lost agent is forgotten with its last target. Others stay connected for the next one:
+        each time that UCX's TCP is disconnected and connected again costs two descriptors."""
         with self._lock:
             self._num_targets[name] -= 1
-            if self._num_targets[name] == 0:
+            if self._num_targets[name] == 0 and is_owner_lost:
                 del self._num_targets[name]
                 with contextlib.suppress(Exception):  # gone already, if its process is
                     self.agent.invalidateRemoteMD(name)
@@ -148,8 +149,8 @@ class NixlTarget:
         ranges = np.array([(0, 0, PROOF_BYTES)], dtype=np.uint64)
         return self._post(ranges, self._proof_source, self._proof_target)
 
-    def close(self) -> None:
-        self._library.leave(self._name)
+    def close(self, *, is_owner_lost: bool) -> None:
+        self._library.leave(self._name, is_owner_lost=is_owner_lost)
 
     def _post(self, ranges_N3: np.ndarray, source: int, target: int) -> "NixlWrite":
         bindings, agent = self._library.bindings, self._library.agent
