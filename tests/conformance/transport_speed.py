@@ -16,22 +16,26 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 from baton.kvcache.storage import SharedSegment
+from baton.testing.backends import BACKENDS, why_missing
 from baton.testing.region_owner import RemoteOwner
-from baton.transfer import ShmTransport, TcpTransport
 from baton.transfer.protocol import Copy, TicketState
 
 REPEATS = 15
-BACKENDS = {"shm": ShmTransport, "tcp": TcpTransport}
 
 
 def measure(label: str, num_bytes: int, run: Callable[[], None]) -> None:
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(REPEATS):
-        started_s = time.perf_counter()
+        started_s, started_cpu_s = time.perf_counter(), time.process_time()
         run()
         seconds.append(time.perf_counter() - started_s)
-    p50 = sorted(seconds[3:])[(REPEATS - 3) // 2]  # the first ones touch pages
-    print(f"{label:<12} p50 {p50 * 1e3:8.2f} ms {num_bytes / p50 / 1e9:6.2f} GB/s")
+        cpu_seconds.append(time.process_time() - started_cpu_s)
+    # The first ones touch pages.
+    p50, cpu_p50 = (sorted(each[3:])[(REPEATS - 3) // 2] for each in (seconds, cpu_seconds))
+    print(
+        f"{label:<14} p50 {p50 * 1e3:8.2f} ms {num_bytes / p50 / 1e9:6.2f} GB/s, "
+        f"this side's CPU {cpu_p50 * 1e3:8.2f} ms"
+    )
 
 
 def measure_memcpy(source: memoryview, copies: Sequence[Copy], num_bytes: int) -> None:
@@ -116,8 +120,9 @@ def main() -> None:
     num_bytes = block_bytes * num_blocks
     print(f"{num_blocks} scattered blocks of {block_bytes} bytes")
     measure_memcpy(source, copies, num_bytes)
-    measure_transport("shm", segment, copies, num_bytes)
-    measure_transport("tcp", segment, copies, num_bytes)
+    for backend in BACKENDS:
+        if not why_missing(backend):
+            measure_transport(backend, segment, copies, num_bytes)
     measure_raw_socket(source, copies, num_bytes)
 
 

@@ -123,12 +123,14 @@ class LibraryPeer:
     def abandon(self) -> None:
         """After `close`: follow nothing any more."""
         self._must_abandon.set()
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_TIMEOUT_S)
 
     def _run(self) -> None:
         target: LibraryTarget | None = None
         try:
+            if not self.is_alive:
+                return  # closed before it was started
             target = self._accept()
             self._follow(target.prove())
             with self._condition:

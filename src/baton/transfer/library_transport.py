@@ -152,4 +152,5 @@ class LibraryTransport:
     def _let_go(self, peer: LibraryPeer, watch: OwnerWatch, is_clean: bool) -> None:
         with self._lock:
             self._peers.discard(peer)
-        self._loop.run(lambda: watch.close(is_clean=is_clean))
+        # Not waited for: the loop's thread may be the one that waits for this peer to end.
+        self._loop.submit(lambda: watch.close(is_clean=is_clean))

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
@@ -35,6 +36,7 @@ PROGRESS_DELAY_US = 100_000
 
 _MODULES = ("nixl_cu12._bindings", "nixl_cu13._bindings")
 _MEMORY_OF_DEVICE_0 = 0
+_Integers = npt.NDArray[np.uint64]
 
 
 class NixlTransport(LibraryTransport):
@@ -152,7 +154,7 @@ class NixlTarget:
     def close(self, *, is_owner_lost: bool) -> None:
         self._library.leave(self._name, is_owner_lost=is_owner_lost)
 
-    def _post(self, ranges_N3: np.ndarray, source: int, target: int) -> "NixlWrite":
+    def _post(self, ranges_N3: _Integers, source: int, target: int) -> "NixlWrite":
         bindings, agent = self._library.bindings, self._library.agent
         local, remote = (
             bindings.nixlXferDList(
@@ -209,7 +211,7 @@ class NixlWrite:
         return True
 
 
-def _descriptors(offsets_N: np.ndarray, base: int, lengths_N: np.ndarray) -> np.ndarray:
+def _descriptors(offsets_N: _Integers, base: int, lengths_N: _Integers) -> _Integers:
     """N × (address, length, device)."""
     return np.stack([offsets_N + np.uint64(base), lengths_N, np.zeros_like(lengths_N)], axis=1)
 
