@@ -3,8 +3,8 @@
 // A tile is MR rows times two panels (32 output features), its sums in registers. Each output has a
 // lane of its own, which takes its inputs in order: groups one after the other, and in a group the
 // exact integer sum. How rows are cut into tiles therefore never shows.
-// Integer tiles take one panel after the other and as many rows as registers hold sums for, so that
-// unpacking a weight, which competes with multiplying, is shared by many rows.
+// Tiles of grouped integers with more than kRowsOfPairs rows take one panel after the other: two
+// would need more sums than there are registers.
 // Elsewhere: how activations are rounded (rows.cpp), threads (decoder.cpp), the layout (kernels.h).
 #include "activation.h"
 #include "kernels.h"
@@ -19,7 +19,8 @@ constexpr int kPanels = 2;
 constexpr int kFewTiles = 8;
 
 // How many rows a tile can have, by the number of registers (portable: by how long compilers take).
-// Float sums of groups may lie in the first-level cache: they change once in a group.
+// Integer sums of groups need a second set of registers beside the float sums: two panels side by
+// side fit for kRowsOfPairs rows.
 #if defined(BATON_ISA_avx512)
 constexpr int kIntegerRows = 8, kFloatRows = 8, kRowsOfPairs = 6;
 #elif defined(BATON_ISA_avx2)
@@ -48,10 +49,12 @@ BATON_INLINE F32 load_scales(const uint8_t* p) {
   return load(reinterpret_cast<const float*>(p));
 }
 
+// How far, in bytes.
+constexpr int64_t kPrefetchAhead = 4096;
+
 // Few rows ask for weights faster than the processor's own prefetcher, which stops at every page,
 // brings them. `ahead` is where the weights needed next lie, in bytes from here; 0: do not fetch.
-// Into the second-level cache: the first has too few outstanding misses to keep memory busy.
-constexpr int64_t kPrefetchAhead = 4096;
+// They go into the second-level cache: the first has too few outstanding misses for memory's speed.
 template <int kBytes>
 BATON_INLINE void prefetch(const uint8_t* p, int64_t ahead) {
   if (ahead == 0) return;
