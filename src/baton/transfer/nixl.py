@@ -12,6 +12,7 @@ Elsewhere: everything that is not NIXL's (library_transport.py, library_peer.py)
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import secrets
 import threading
@@ -216,14 +217,29 @@ def _descriptors(offsets_N: _Integers, base: int, lengths_N: _Integers) -> _Inte
     return np.stack([offsets_N + np.uint64(base), lengths_N, np.zeros_like(lengths_N)], axis=1)
 
 
+@functools.cache
+def _leave_before_library_destructors() -> None:
+    """Have the process end right after Python's own cleanup, with the exit code that it has.
+
+    The libnl-route that NIXL's wheel brings for UCX's RDMA dies of SIGSEGV in its destructor, on
+    machines without RDMA too. glibc passes the exit code on to `_exit`, which runs no destructor.
+    """
+    libc = ctypes.CDLL(None)
+    if libc.on_exit(ctypes.cast(libc._exit, ctypes.c_void_p), None) != 0:
+        raise ConfigError("NIXL cannot be loaded: the C library takes no more exit handlers")
+
+
 def _load() -> Any:
     """Raises ConfigError with the mend if the library cannot be imported."""
     reasons = []
     for name in _MODULES:
         try:
-            return importlib.import_module(name)
+            bindings = importlib.import_module(name)
         except ImportError as error:
             reasons.append(str(error))
+        else:
+            _leave_before_library_destructors()
+            return bindings
     raise ConfigError(
         f"NIXL cannot be loaded ({'; '.join(reasons)}); install it with pip install 'baton[nixl]'"
     )

@@ -163,3 +163,28 @@ print([name for name in sys.modules if name.startswith(("mooncake", "nixl"))])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+WRITER = """
+import sys
+from baton.testing.region_owner import RemoteOwner
+from baton.testing.transport_conformance import REGION_BYTES, Side, block
+from baton.transfer.registry import open_transport
+side = Side(lambda segment: open_transport("{backend}", segment))
+for _ in range(2):
+    with RemoteOwner("{backend}", REGION_BYTES) as owner:
+        for _ in range(3):
+            peer = side.transport.connect(owner.descriptor, 5.0)
+            assert side.write(peer, "w", [block(0, 0, 64)]).state.value == "done"
+            peer.close()
+side.close()
+print("closed")
+sys.exit(7)
+"""
+
+
+def test_a_process_with_a_library_ends_as_it_meant_to(library: str) -> None:
+    """After peers that came, went and died: the exit code and what was printed are its own."""
+    code = WRITER.format(backend=library)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (7, "closed\n"), done.stderr
