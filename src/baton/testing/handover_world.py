@@ -77,6 +77,7 @@ class WorldTransport:
 
     def __init__(self, world: "HandoverWorld", can_fence: bool):
         self.can_fence = can_fence
+        self.can_recall = True
         self.windows: set[str] = set()
         self._world = world
 

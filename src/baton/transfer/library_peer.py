@@ -1,8 +1,8 @@
 """The writer's side of one peer behind a transfer library: one thread that posts, asks and settles.
 
-A batch that was posted cannot be called back. When a ticket must end before its batch does (the
-peer hangs, this side closes), the ticket is settled and the thread follows the batch to its end;
-until then the owner sees this writer alive.
+A batch that was posted cannot be called back. When the peer hangs or this side closes it, the
+thread follows the batch to its end; until then its ticket stays PENDING, so that nobody reuses the
+blocks at either end, and the owner sees this writer alive.
 
 Invariant: a batch is posted only after all earlier ones have arrived, and nothing is posted after
 the peer was closed or lost. Leaving with BYE means that every batch is known to have arrived.
@@ -19,7 +19,7 @@ from baton.transfer.protocol import Copy, Ticket, TicketState, find_bad_copy
 from baton.transfer.ticket import WriteAccount, WriteTicket
 
 _CLOSE_GRACE_S = 0.5
-"""So long a close waits for the batch under way before it settles the ticket without it."""
+"""So long a close waits for the batch under way before it leaves the thread alone with it."""
 
 _SHORTEST_PAUSE_S = 50e-6
 _LONGEST_PAUSE_S = 1e-3
@@ -111,13 +111,9 @@ class LibraryPeer:
             self._condition.notify_all()
             if not is_own_thread:
                 self._condition.wait_for(lambda: self._has_ended, _CLOSE_GRACE_S)
-            current = self._current
         for ticket in queued:
             ticket.settle(TicketState.CANCELLED, "this side closed the peer")
-        if current is not None:
-            ticket_end = "this side closed the peer while a write hung"
-            current.settle(TicketState.CANCELLED, self._describe(ticket_end))
-        elif not is_own_thread and self._has_ended:
+        if not is_own_thread and self._has_ended:
             self._thread.join()
 
     def abandon(self) -> None:
@@ -125,6 +121,10 @@ class LibraryPeer:
         self._must_abandon.set()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_TIMEOUT_S)
+        with self._condition:
+            current = self._current
+        if current is not None:  # its thread is stuck in the library's handshake
+            current.settle(TicketState.CANCELLED, self._describe("this side closed the peer"))
 
     def _run(self) -> None:
         target: LibraryTarget | None = None
@@ -166,7 +166,7 @@ class LibraryPeer:
             for batch in split_batches(ticket.copies):
                 if self._must_stop(ticket):
                     break
-                self._follow(target.post(batch), ticket)
+                self._follow(target.post(batch))
         except LibraryError as error:
             ticket.settle(TicketState.FAILED, self._describe(self._loss or str(error)))
             raise
@@ -182,7 +182,7 @@ class LibraryPeer:
         else:
             ticket.settle(TicketState.DONE)
 
-    def _follow(self, write: LibraryWrite, ticket: WriteTicket | None = None) -> None:
+    def _follow(self, write: LibraryWrite) -> None:
         """Until it has arrived. Raises LibraryError when it will not, or nobody needs to know."""
         give_up_s = time.monotonic() + self._stall_timeout_s
         pause_s = _SHORTEST_PAUSE_S
@@ -192,10 +192,8 @@ class LibraryPeer:
                 raise LibraryError(self._loss or "given up by this side")
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             if time.monotonic() > give_up_s and not self._loss:
-                stall = f"the owner took nothing for {self._stall_timeout_s:g} s"
-                self._lose(stall)
-                if ticket is not None:
-                    ticket.settle(TicketState.FAILED, self._describe(stall))
+                self._lose(f"the owner took nothing for {self._stall_timeout_s:g} s")
+                self._account.call_back()  # no ticket may have ended, but the peer has
 
     def _lose(self, loss: str) -> None:
         with self._condition:

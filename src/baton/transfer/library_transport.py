@@ -30,6 +30,7 @@ class LibraryTransport:
     to `told_host`. Owns `library`, in which a region of `num_bytes` is registered."""
 
     can_fence = False
+    can_recall = False
     same_host_only = False
 
     def __init__(

@@ -35,6 +35,7 @@ class RoutedTransport:
     ):
         self.name = inner.name
         self.can_fence = inner.can_fence
+        self.can_recall = inner.can_recall
         self.same_host_only = inner.same_host_only
         self._inner = inner
         self._route = route

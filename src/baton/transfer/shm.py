@@ -38,6 +38,7 @@ class ShmTransport:
 
     name = "shm"
     can_fence = False
+    can_recall = True
     same_host_only = True
 
     def __init__(

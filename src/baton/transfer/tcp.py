@@ -52,6 +52,7 @@ class TcpTransport:
 
     name = "tcp"
     can_fence = True
+    can_recall = True
     same_host_only = False
 
     def __init__(

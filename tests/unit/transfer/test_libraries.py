@@ -83,7 +83,10 @@ def test_strangers_are_turned_away(library: str) -> None:
                 while chunk := connection.recv(4096):
                     answer += chunk
                 assert len(answer) in (0, companion.WELCOME.size), "an invitation was given"
-            assert transport.stats().num_bad_connections == number
+            wait_until(
+                lambda number=number: transport.stats().num_bad_connections == number,
+                "the stranger is counted",
+            )
         assert not transport.live_writers()
         wrong = with_wrong_token(transport)
         with pytest.raises(TransferError, match="turned us away") as caught:
@@ -124,12 +127,19 @@ def test_a_hung_owner_fails_the_write_by_our_deadline(
         peer = writer.transport.connect(owner.descriptor, 5.0)
         os.kill(owner.process.pid, signal.SIGSTOP)
         tickets = [peer.post_write("w", [block(0, 0, 4096)]) for _ in range(2)]
-        writer.wait(*tickets)
-        for ticket in tickets:
-            assert ticket.state is TicketState.FAILED
-            assert "took nothing for 0.3 s" in ticket.error
+        hung, queued = tickets
+        writer.wait(queued)
+        assert queued.state is TicketState.FAILED
+        assert "took nothing for 0.3 s" in queued.error
         assert not peer.is_alive
+        peer.close()
+        assert hung.state is TicketState.PENDING, "its bytes may still arrive"
         os.kill(owner.process.pid, signal.SIGCONT)
+        writer.wait(hung)
+        assert hung.state is TicketState.FAILED
+        before = owner.ask(f"digest 0 {REGION_BYTES}")
+        writer.view[:] = bytes(REGION_BYTES)
+        assert owner.ask(f"digest 0 {REGION_BYTES}") == before, "a late write"
         me = writer.transport.writer_id
         wait_until(lambda: owner.ask("writers") in ("", me), "the owner goes on")
         again = writer.transport.connect(owner.descriptor, 5.0)
