@@ -181,7 +181,10 @@ def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     names = _AUTO_BACKENDS if spec.transfer_backend == "auto" else (spec.transfer_backend,)
     reachable = reachable_address(spec.host)
     transports = [
-        open_transport(name, segment, host=spec.host, advertised_host=reachable) for name in names
+        open_transport(
+            name, segment, host=spec.host, advertised_host=reachable, config=spec.transfer
+        )
+        for name in names
     ]
     if spec.link is None:
         return transports

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from baton.core.request import Role
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
+from baton.transfer.config import TransferConfig
 from baton.transfer.link import LinkConfig
 
 
@@ -18,6 +19,7 @@ class EngineSpec:
     role: Role
     engine: EngineConfig
     disagg: DisaggConfig
+    transfer: TransferConfig
     transfer_backend: str
     link: LinkConfig | None
     verify_kv: bool

@@ -37,6 +37,7 @@ from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
+from baton.transfer.config import TransferConfig
 
 log = event_log("worker")
 
@@ -119,6 +120,8 @@ def main(argv: Sequence[str]) -> int:
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
         cores = _cores(worker)
+        num_cores = len(cores or os.sched_getaffinity(0))
+        transfer = TransferConfig.from_environ(os.environ, num_cores)
         path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
         card = read_model_card(path)
         sockets = _Sockets.bind(worker)
@@ -133,6 +136,7 @@ def main(argv: Sequence[str]) -> int:
         role=worker.disaggregation_mode,
         engine=engine,
         disagg=disagg,
+        transfer=transfer,
         transfer_backend=worker.disaggregation_transfer_backend,
         link=link,
         verify_kv=worker.verify_kv,
