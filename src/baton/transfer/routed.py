@@ -69,7 +69,7 @@ class RoutedTransport:
         if is_closed:
             inner.close()
             raise TransferError(
-                "this side's transport has been closed", stage="connect", peer=remote.address
+                "this side's transport has been closed", stage="connect", peer=remote.place
             )
         return peer
 
@@ -84,8 +84,12 @@ class RoutedTransport:
 
     def stats(self) -> TransportStats:
         """Of the writes as they were posted; their seconds are those of the route."""
-        num_bad = self._inner.stats().num_bad_connections
-        return replace(self._account.stats(), num_bad_connections=num_bad)
+        inner = self._inner.stats()
+        return replace(
+            self._account.stats(),
+            num_bad_connections=inner.num_bad_connections,
+            num_strangers=inner.num_strangers,
+        )
 
     def close(self) -> None:
         with self._lock:

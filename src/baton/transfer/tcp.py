@@ -182,7 +182,7 @@ class TcpTransport:
         with self._lock:
             self._receivers.discard(receiver)
         if bad:  # told last: who reads of it finds the writer gone
-            self._account.record_bad_connection(self.name, bad)
+            self._account.record_bad_connection(self.name, bad, is_stranger=receiver.is_stranger)
 
     def _close_sockets(self) -> None:
         self._acceptor.close()
