@@ -241,7 +241,11 @@ def test_a_server_that_hangs() -> None:
     asyncio.run(scenario())
 
 
-async def test_with_a_secret_only_who_proves_it_changes_state() -> None:
+def test_with_a_secret_only_who_proves_it_changes_state() -> None:
+    asyncio.run(_only_who_proves_the_secret_changes_state())
+
+
+async def _only_who_proves_the_secret_changes_state() -> None:
     secret = "the secret of the cluster"
     server = BootstrapServer(prefill_http_port=30000, secret=secret)
     port = await server.start("127.0.0.1", 0)
