@@ -103,6 +103,7 @@ class EngineLoop:
             total_verified_blocks=counters.verified_blocks,
             total_damaged_blocks=counters.damaged_blocks,
             total_finished=dict(counters.finished),
+            handover=self._role.handover_stats(),
         )
 
     def _on_message(self, message: ToEngine) -> None:

@@ -220,6 +220,7 @@ class ShmPeer:
                 self._source_address + copy.src_offset,
                 copy.num_bytes,
             )
+            ticket.num_bytes_moved += copy.num_bytes
         # Looked at once more after the last piece: what went to an owner that has died meanwhile
         # has not arrived.
         if self._loss:

@@ -5,8 +5,11 @@ its bytes were sent or this side closed the connection; the end of the connectio
 Elsewhere: frames (tcp_frames.py), connecting (tcp.py).
 """
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -63,6 +66,7 @@ class TcpPeer:
         self._answers = bytearray()
         self._mask = READABLE
         self._is_registered = False
+        self._num_bytes_sent = 0
 
     @property
     def is_alive(self) -> bool:
@@ -76,6 +80,7 @@ class TcpPeer:
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
         ticket = self._account.new_ticket(window, copies)
+        ticket.measure = self._num_bytes_taken
         error = find_bad_copy(copies, len(self._source), self._target_bytes)
         if not error and len(window.encode()) > MAX_TEXT_BYTES:
             error = f"the window's name is longer than {MAX_TEXT_BYTES} bytes"
@@ -111,6 +116,15 @@ class TcpPeer:
     def on_bug(self, error: Exception) -> None:
         self._end(TicketState.FAILED, f"internal error: {error!r}")
 
+    def _num_bytes_taken(self) -> int:
+        """What the peer's host has acknowledged: the socket's buffer alone is no progress, and may
+        take long to empty."""
+        try:
+            unacknowledged = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):  # closed meanwhile
+            return self._num_bytes_sent
+        return self._num_bytes_sent - int.from_bytes(unacknowledged, sys.byteorder)
+
     def _send_guarded(self) -> None:
         # While the socket is full, its readiness calls us.
         if not self._loss and not self._mask & WRITABLE:
@@ -121,6 +135,7 @@ class TcpPeer:
         try:
             while left > 0 and self._fill():
                 sent = self._socket.sendmsg(self._unsent)
+                self._num_bytes_sent += sent
                 self._unsent = drop_front(self._unsent, sent)
                 left -= sent
         except BlockingIOError:

@@ -4,10 +4,12 @@ from baton.core.clock import FakeClock
 from baton.obs.metrics import EngineSnapshot, RateWindow, WorkerMetrics
 
 
-def snapshot(**changes: int) -> EngineSnapshot:
-    fields = dict.fromkeys(
+def snapshot(**changes: object) -> EngineSnapshot:
+    fields: dict[str, object] = dict.fromkeys(
         (name for name in EngineSnapshot.__dataclass_fields__ if name != "total_finished"), 0
     )
+    for name in ("handover_failures", "handover_stages", "handover_overdue"):
+        fields.pop(name, None)
     return EngineSnapshot(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -62,3 +64,20 @@ def test_labels_are_escaped() -> None:
         model_name='a"b\n', engine_type="unified", read_engine=snapshot, clock=FakeClock()
     )
     assert 'model_name="a\\"b\\n"' in metrics.render().decode()
+
+
+def test_hand_overs_are_counted_by_stage() -> None:
+    metrics = WorkerMetrics(
+        model_name="m",
+        engine_type="decode",
+        read_engine=lambda: snapshot(
+            handover_failures=[("writing", "504", 2)],
+            handover_stages={"writing": (3, 1.5)},
+            num_quarantined_blocks=7,
+        ),
+        clock=FakeClock(),
+    )
+    text = metrics.render().decode()
+    assert 'stage="writing",status="504"} 2.0' in text
+    assert "baton:handover_stage_seconds_sum" in text
+    assert 'baton:quarantined_blocks{engine_type="decode",model_name="m"} 7.0' in text
