@@ -1,6 +1,6 @@
 """A process that owns a region and does what it is told: the far side of transport tests.
 
-    python -m baton.testing.region_owner BACKEND NUM_BYTES
+    python -m baton.testing.region_owner BACKEND NUM_BYTES PORT
 
 prints its descriptor as one line of JSON, then answers each line of standard input with one line:
 
@@ -23,13 +23,35 @@ from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.protocol import KvTransport
 from baton.transfer.registry import open_transport
+from baton.transfer.tcp import TcpTransport
+
+
+def open_region(
+    backend: str,
+    segment: SharedSegment,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    stall_timeout_s: float = 10.0,
+) -> KvTransport:
+    """As `open_transport`, with what only some backends have: a port and a stall timeout."""
+    if backend == TcpTransport.name:
+        return TcpTransport(segment, host=host, port=port, stall_timeout_s=stall_timeout_s)
+    return open_transport(backend, segment, host=host)
+
+
+def port_of(descriptor: RegionDescriptor) -> int:
+    """The port that a new process can take over, 0 if the backend's addresses are always new."""
+    if descriptor.backend != TcpTransport.name:
+        return 0
+    return int(descriptor.address.partition("/")[0].rpartition(":")[2])
 
 
 class RemoteOwner:
     """Another process with a region; a context manager that ends it."""
 
-    def __init__(self, backend: str, num_bytes: int):
-        command = [sys.executable, "-m", __name__, backend, str(num_bytes)]
+    def __init__(self, backend: str, num_bytes: int, port: int = 0):
+        command = [sys.executable, "-m", __name__, backend, str(num_bytes), str(port)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -78,9 +100,9 @@ def answer(transport: KvTransport, view: memoryview, command: str) -> str:
 
 
 def main() -> None:
-    backend, num_bytes = sys.argv[1:]
+    backend, num_bytes, port = sys.argv[1:]
     segment = SharedSegment(int(num_bytes))
-    transport = open_transport(backend, segment)
+    transport = open_region(backend, segment, port=int(port))
     print(msgspec.json.encode(transport.descriptor).decode(), flush=True)
     for line in sys.stdin:
         print(answer(transport, segment.view(), line), flush=True)
