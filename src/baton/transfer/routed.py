@@ -6,7 +6,6 @@ put faults on the route (testing/faulty.py). Regions, windows and fences are the
 Elsewhere: one peer (routed_peer.py), the link (link.py).
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import TransferError
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.io_loop import IoLoop
+from baton.transfer.open_peers import OpenPeers
 from baton.transfer.protocol import CompletionCallback, KvTransport, TransportStats
 from baton.transfer.routed_peer import CallLoop, Route, RoutedPeer
 from baton.transfer.ticket import WriteAccount
@@ -41,9 +41,7 @@ class RoutedTransport:
         self._clock = clock or MonotonicClock()
         self._loop: CallLoop = loop or IoLoop(f"baton-{inner.name}-route")
         self._account = WriteAccount()
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._peers: set[RoutedPeer] = set()
+        self._peers: OpenPeers[RoutedPeer] = OpenPeers()
         inner.set_on_completion(self._on_inner_completion)
 
     @property
@@ -60,17 +58,13 @@ class RoutedTransport:
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> RoutedPeer:
         inner = self._inner.connect(remote, timeout_s)
         peer = RoutedPeer(
-            inner, self._route, self._account, self._clock, self._loop, self._forget_peer
+            inner, self._route, self._account, self._clock, self._loop, self._peers.forget
         )
-        with self._lock:
-            is_closed = self._is_closed
-            if not is_closed:
-                self._peers.add(peer)
-        if is_closed:
+        try:
+            self._peers.add(peer)
+        except ValueError as error:
             inner.close()
-            raise TransferError(
-                "this side's transport has been closed", stage="connect", peer=remote.address
-            )
+            raise TransferError(str(error), stage="connect", peer=remote.address) from error
         return peer
 
     def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -88,13 +82,8 @@ class RoutedTransport:
         return replace(self._account.stats(), num_bad_connections=num_bad)
 
     def close(self) -> None:
-        with self._lock:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            peers = list(self._peers)
-        for peer in peers:
-            peer.close()
+        if not self._peers.end():
+            return
         self._inner.close()
         self._loop.stop()
 
@@ -102,11 +91,5 @@ class RoutedTransport:
         self._loop.submit(self._pump_all)
 
     def _pump_all(self) -> None:
-        with self._lock:
-            peers = list(self._peers)
-        for peer in peers:
+        for peer in self._peers.snapshot():
             peer.pump()
-
-    def _forget_peer(self, peer: RoutedPeer) -> None:
-        with self._lock:
-            self._peers.discard(peer)

@@ -13,7 +13,6 @@ import fcntl
 import os
 import secrets
 import socket
-import threading
 from collections.abc import Sequence
 
 from baton.core.errors import ConfigError, TransferError
@@ -21,6 +20,7 @@ from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import READABLE, IoLoop
+from baton.transfer.open_peers import OpenPeers
 from baton.transfer.protocol import CompletionCallback, TransportStats
 from baton.transfer.shm_owner import HELLO, MAGIC, WELCOME, SegmentServer, require_same_user
 from baton.transfer.shm_peer import CopyThreads, MappedRegion, PinnedBuffer, ShmPeer
@@ -54,9 +54,7 @@ class ShmTransport:
         self._source = PinnedBuffer(segment.map)
         self._windows = WindowTable(segment.num_bytes)
         self._account = WriteAccount()
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._peers: set[ShmPeer] = set()
+        self._peers: OpenPeers[ShmPeer] = OpenPeers()
         self._writer_id = secrets.token_hex(16)
         self._threads = CopyThreads(num_copy_threads)
         self._loop = IoLoop("baton-shm-io")
@@ -106,13 +104,8 @@ class ShmTransport:
         return self._account.stats()
 
     def close(self) -> None:
-        with self._lock:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            peers = list(self._peers)
-        for peer in peers:
-            peer.close()
+        if not self._peers.end():
+            return
         self._threads.stop()
         self._loop.run(self._server.close)
         self._loop.stop()
@@ -143,18 +136,17 @@ class ShmTransport:
             let_go=lambda: self._let_go(peer, watch),
         )
         watch.peer = peer
-        with self._lock:
-            if self._is_closed:
-                region.unmap()
-                raise ValueError("this side's transport has been closed")
+        try:
             self._peers.add(peer)
+        except ValueError:
+            region.unmap()
+            raise
         self._loop.submit(watch.start)
         peer.start()
         return peer
 
     def _let_go(self, peer: ShmPeer, watch: "_OwnerWatch") -> None:
-        with self._lock:
-            self._peers.discard(peer)
+        self._peers.forget(peer)
         self._loop.run(watch.close)
 
 

@@ -17,6 +17,7 @@ from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import Acceptor, IoLoop
+from baton.transfer.open_peers import OpenPeers
 from baton.transfer.protocol import CompletionCallback, TransportStats
 from baton.transfer.tcp_frames import (
     WELCOME,
@@ -65,8 +66,7 @@ class TcpTransport:
         self._windows = WindowTable(segment.num_bytes)
         self._account = WriteAccount()
         self._lock = threading.Lock()
-        self._is_closed = False
-        self._peers: set[TcpPeer] = set()
+        self._peers: OpenPeers[TcpPeer] = OpenPeers()
         self._receivers: set[TcpReceiver] = set()
         self._writer_id = secrets.token_bytes(16)
         token = secrets.token_bytes(16)
@@ -127,13 +127,8 @@ class TcpTransport:
         return self._account.stats()
 
     def close(self) -> None:
-        with self._lock:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            peers = list(self._peers)
-        for peer in peers:
-            peer.close()
+        if not self._peers.end():
+            return
         self._loop.run(self._close_sockets)
         self._loop.stop()
         self._view.release()
@@ -154,18 +149,11 @@ class TcpTransport:
             self._view,
             region_bytes,
             self._account,
-            self._forget_peer,
+            self._peers.forget,
         )
-        with self._lock:
-            if self._is_closed:
-                raise ValueError("this side's transport has been closed")
-            self._peers.add(peer)
+        self._peers.add(peer)
         self._loop.submit(peer.start)
         return peer
-
-    def _forget_peer(self, peer: TcpPeer) -> None:
-        with self._lock:
-            self._peers.discard(peer)
 
     def _accept(self, connection: socket.socket) -> None:
         if len(self._receivers) >= _MAX_CONNECTIONS:
