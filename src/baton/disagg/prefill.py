@@ -331,6 +331,9 @@ class PrefillRole:
             errors = [t.error for t in leg.tickets if t.error] or ["the write was cancelled"]
             reason = f"writing KV to the decode worker failed: {errors[0]}"
             self._end(leg, failed(reason, 503))
+        elif TicketState.PENDING in states and self._is_cut_off(leg):
+            # What cannot be recalled is waited for: the leg drains.
+            self._end(leg, failed("the decode worker's KV pool cannot be written any more", 503))
         elif self._is_written(leg, states):
             self._deliver(leg)
 
@@ -412,6 +415,10 @@ class PrefillRole:
     def _peer_of(self, leg: _Leg) -> Peer | None:
         assert leg.reservation is not None
         return self._peers.get(leg.reservation.peer_key)
+
+    def _is_cut_off(self, leg: _Leg) -> bool:
+        peer = self._peer_of(leg)
+        return peer is not None and not peer.is_alive
 
     def _leg_of(self, request_id: str) -> _Leg | None:
         legs = self._legs.values()

@@ -123,7 +123,12 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
             transfer_backends=[transport.name for transport in transports],
         )
     )
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        # A transfer library whose threads are still there at the interpreter's end aborts it.
+        for transport in transports:
+            transport.close()
 
 
 def _load_options(spec: EngineSpec) -> LoadOptions:
@@ -181,7 +186,14 @@ def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     names = _AUTO_BACKENDS if spec.transfer_backend == "auto" else (spec.transfer_backend,)
     reachable = reachable_address(spec.host)
     transports = [
-        open_transport(name, segment, host=spec.host, advertised_host=reachable) for name in names
+        open_transport(
+            name,
+            segment,
+            host=spec.host,
+            advertised_host=reachable,
+            mooncake=spec.mooncake,
+        )
+        for name in names
     ]
     if spec.link is None:
         return transports

@@ -17,12 +17,21 @@ from typing import Literal
 from baton.checkpoint.embedded import SMOLLM2
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.engine.config import EngineConfig
+from baton.launch.engine_spec import TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args, given_argv
 from baton.launch.narrator import Narrator
 from baton.launch.ports import FreePorts, check_port_is_free
 from baton.launch.supervisor import Supervisor, SupervisorConfig
 from baton.launch.topology import ServeConfig, Topology, plan_topology
-from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
+from baton.launch.transfer_flags import (
+    IB_DEVICE,
+    MOONCAKE_PROTOCOL,
+    SIMULATE_LINK,
+    TRANSFER_BACKEND,
+    VERIFY_KV,
+    link_of,
+    mooncake_of,
+)
 
 _EXAMPLES = """\
 examples:
@@ -53,9 +62,11 @@ class WorkerOptions:
             "env": API_KEY_VARIABLE,
         },
     )
-    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
-        default="auto", metadata={"help": "how KV blocks travel; auto: shared memory"}
+    disaggregation_transfer_backend: TransferBackend = field(
+        default="auto", metadata=TRANSFER_BACKEND
     )
+    mooncake_protocol: str = field(default="tcp", metadata=MOONCAKE_PROTOCOL)
+    disaggregation_ib_device: str = field(default="", metadata=IB_DEVICE)
     simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
     verify_kv: bool = field(default=False, metadata=VERIFY_KV)
     log_level: Literal["debug", "info", "warning", "error"] = field(
@@ -70,6 +81,12 @@ def main(argv: Sequence[str]) -> int:
     from_args(EngineConfig, args, environ=os.environ)
     options = from_args(WorkerOptions, args, environ=os.environ)
     link_of(options.simulate_link)
+    mooncake_of(
+        options.mooncake_protocol,
+        options.disaggregation_ib_device,
+        options.disaggregation_transfer_backend,
+        os.environ,
+    )
     config = replace(config, port=check_port_is_free(config.host, config.port))
     wanted = args.model or args.model_path
     model_path = resolve_model(wanted, cache_dir=default_cache_dir(os.environ))
@@ -99,6 +116,8 @@ def _worker_argv(options: WorkerOptions) -> list[str]:
     argv = [
         f"--served-model-name={options.served_model_name}",
         f"--disaggregation-transfer-backend={options.disaggregation_transfer_backend}",
+        f"--mooncake-protocol={options.mooncake_protocol}",
+        f"--disaggregation-ib-device={options.disaggregation_ib_device}",
         f"--log-level={options.log_level}",
     ]
     if options.simulate_link is not None:

@@ -31,12 +31,22 @@ from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
-from baton.launch.engine_spec import EngineSpec
+from baton.launch.engine_spec import EngineSpec, TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
-from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
+from baton.launch.transfer_flags import (
+    IB_DEVICE,
+    MOONCAKE_PROTOCOL,
+    SIMULATE_LINK,
+    TRANSFER_BACKEND,
+    VERIFY_KV,
+    link_of,
+    mooncake_environ,
+    mooncake_of,
+)
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
+from baton.transfer.mooncake import MooncakeConfig
 
 log = event_log("worker")
 
@@ -75,10 +85,11 @@ class WorkerConfig:
             "maximum": 65535,
         },
     )
-    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
-        default="auto",
-        metadata={"help": "how KV blocks travel; auto: shared memory on one host, else tcp"},
+    disaggregation_transfer_backend: TransferBackend = field(
+        default="auto", metadata=TRANSFER_BACKEND
     )
+    mooncake_protocol: str = field(default="tcp", metadata=MOONCAKE_PROTOCOL)
+    disaggregation_ib_device: str = field(default="", metadata=IB_DEVICE)
     simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
     verify_kv: bool = field(default=False, metadata=VERIFY_KV)
     base_gpu_id: int = field(
@@ -118,6 +129,7 @@ def main(argv: Sequence[str]) -> int:
         configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
+        mooncake = _mooncake(worker)
         cores = _cores(worker)
         path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
         card = read_model_card(path)
@@ -134,6 +146,7 @@ def main(argv: Sequence[str]) -> int:
         engine=engine,
         disagg=disagg,
         transfer_backend=worker.disaggregation_transfer_backend,
+        mooncake=mooncake,
         link=link,
         verify_kv=worker.verify_kv,
         host=worker.host,
@@ -173,6 +186,16 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
             f"cannot listen on {host}:{port} ({error.strerror}); choose another {flag}"
         ) from error
     return bound
+
+
+def _mooncake(worker: WorkerConfig) -> MooncakeConfig:
+    backend = worker.disaggregation_transfer_backend
+    config, ignored = mooncake_of(
+        worker.mooncake_protocol, worker.disaggregation_ib_device, backend, os.environ
+    )
+    for name in ignored:
+        log.warning(f"{name} is ignored: it is for mooncake only", transfer_backend=backend)
+    return config
 
 
 def _cores(worker: WorkerConfig) -> list[int]:
@@ -226,7 +249,8 @@ def _start_engine(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.soc
     # A prefill and a decode worker share cores, so a thread that waits must not spin. A unified
     # one gains a third of its step from spinning for a moment (docs/experiments.md).
     spins = "10000" if spec.role == "null" else "0"
-    environ = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, **os.environ}
+    inherited = mooncake_environ(spec.mooncake, os.environ)
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, **inherited}
     fd, options = str(theirs.fileno()), msgspec.json.encode(spec).decode()
     process = subprocess.Popen(
         [sys.executable, "-m", "baton.launch.engine_process", fd, options],

@@ -16,3 +16,16 @@ class RegionDescriptor(msgspec.Struct, frozen=True, kw_only=True):
     host_id: str
     address: str
     num_bytes: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class LibraryInvitation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a writer needs to reach a region through a transfer library.
+
+    `endpoint` is the library's own: Mooncake's session id, NIXL's agent metadata. `address` is
+    where the region begins in the owner's memory, `proof_address` where a few bytes are that a new
+    writer fills to see that it gets through.
+    """
+
+    endpoint: bytes
+    address: Annotated[int, msgspec.Meta(ge=0)]
+    proof_address: Annotated[int, msgspec.Meta(ge=0)]

@@ -84,10 +84,12 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None:
-        """Cancel what is pending and let go; no ticket is PENDING afterwards. Idempotent.
+        """Cancel what is pending and let go. Idempotent. No ticket is PENDING afterwards, but for
+        one whose write had begun on a backend that cannot recall it: that one stays PENDING until
+        its bytes have arrived or the owner is gone.
 
-        A write that had begun may still arrive from buffers between the two hosts: only the
-        owner can end it, by closing its window."""
+        Elsewhere a write that had begun may still arrive from buffers between the two hosts: only
+        the owner can end it, by closing its window."""
         ...
 
 
@@ -96,6 +98,9 @@ class KvTransport(Protocol):
 
     name: str
     can_fence: bool
+    can_recall: bool
+    """Whether a closed peer stops a write that has begun; see `Peer.close`."""
+
     same_host_only: bool
 
     @property
@@ -136,7 +141,8 @@ class KvTransport(Protocol):
     def stats(self) -> TransportStats: ...
 
     def close(self) -> None:
-        """Close every peer and connection, and let go of the region. Idempotent."""
+        """Close every peer and connection, and let go of the region; no ticket is PENDING
+        afterwards. Idempotent."""
         ...
 
 

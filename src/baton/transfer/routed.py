@@ -35,6 +35,7 @@ class RoutedTransport:
     ):
         self.name = inner.name
         self.can_fence = inner.can_fence
+        self.can_recall = inner.can_recall
         self.same_host_only = inner.same_host_only
         self._inner = inner
         self._route = route
@@ -82,7 +83,7 @@ class RoutedTransport:
         return replace(self._account.stats(), num_bad_connections=num_bad)
 
     def close(self) -> None:
-        if not self._peers.end():
+        if self._peers.end() is None:
             return
         self._inner.close()
         self._loop.stop()

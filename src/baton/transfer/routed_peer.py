@@ -134,6 +134,7 @@ class RoutedPeer:
     def pump(self) -> None:
         """Pass on what is due and settle what has ended; on the loop's thread."""
         if self._loss:
+            self._settle_recalled()
             return
         if not self._inner.is_alive:
             self._end(TicketState.FAILED, "the peer is gone")
@@ -219,10 +220,21 @@ class RoutedPeer:
         self._inner.close()
         under_way, self._under_way = self._under_way, []
         for write in under_way:
+            if write.is_pending:
+                self._under_way.append(write)
+                continue
             own_state, error = write.outcome()
             if own_state is TicketState.CANCELLED:  # by closing, just now
                 own_state, error = state, reason
             write.ticket.settle(own_state, error)
         for write in [*due, *held]:
             write.ticket.settle(state, reason)
-        self._on_closed(self)
+        if not self._under_way:
+            self._on_closed(self)
+
+    def _settle_recalled(self) -> None:
+        """After the end: a write that the real peer could not recall has ended at last."""
+        had_some = bool(self._under_way)
+        self._settle_ended()
+        if had_some and not self._under_way:
+            self._on_closed(self)

@@ -38,6 +38,7 @@ class ShmTransport:
 
     name = "shm"
     can_fence = False
+    can_recall = True
     same_host_only = True
 
     def __init__(
@@ -104,7 +105,7 @@ class ShmTransport:
         return self._account.stats()
 
     def close(self) -> None:
-        if not self._peers.end():
+        if self._peers.end() is None:
             return
         self._threads.stop()
         self._loop.run(self._server.close)

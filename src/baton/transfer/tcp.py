@@ -4,7 +4,8 @@ The owner checks each range against its open windows and receives straight into 
 writer sends straight from its own. One thread serves all connections of a transport.
 
 Invariant: only who knows the descriptor's token gets past the greeting, and only into windows.
-Elsewhere: the two sides (tcp_receiver.py, tcp_peer.py), what they say (tcp_frames.py).
+Elsewhere: the two sides (tcp_receiver.py, tcp_peer.py), what they say (tcp_frames.py), socket
+options (tcp_sockets.py).
 """
 
 import secrets
@@ -12,7 +13,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from baton.core.errors import ConfigError, TransferError
+from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.host import host_id
@@ -28,12 +29,18 @@ from baton.transfer.tcp_frames import (
 )
 from baton.transfer.tcp_peer import TcpPeer
 from baton.transfer.tcp_receiver import Region, TcpReceiver
+from baton.transfer.tcp_sockets import (
+    MAX_CONNECTIONS,
+    host_for_peers,
+    listen,
+    parse_address,
+    receive_exactly,
+    tune,
+)
 from baton.transfer.ticket import WriteAccount
 from baton.transfer.windows import WindowTable
 
 _GREETING_TIMEOUT_S = 5.0
-_MAX_CONNECTIONS = 1024
-_WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 
 
 class TcpTransport:
@@ -46,6 +53,7 @@ class TcpTransport:
 
     name = "tcp"
     can_fence = True
+    can_recall = True
     same_host_only = False
 
     def __init__(
@@ -57,10 +65,7 @@ class TcpTransport:
         advertised_host: str = "",
         stall_timeout_s: float = 10.0,
     ):
-        if host in _WILDCARDS and not advertised_host:
-            raise ConfigError(
-                f"KV host {host!r} is every interface; also give the address that peers reach"
-            )
+        told_host = host_for_peers(host, advertised_host)
         self._stall_timeout_s = stall_timeout_s
         self._view = segment.view()
         self._windows = WindowTable(segment.num_bytes)
@@ -71,12 +76,12 @@ class TcpTransport:
         self._writer_id = secrets.token_bytes(16)
         token = secrets.token_bytes(16)
         self._region = Region(self._view, self._windows, token)
-        listener = _listen(host, port)
+        listener = listen(host, port)
         bound_port = listener.getsockname()[1]
         self._descriptor = RegionDescriptor(
             backend=self.name,
             host_id=host_id(),
-            address=f"{advertised_host or host}:{bound_port}/{token.hex()}",
+            address=f"{told_host}:{bound_port}/{token.hex()}",
             num_bytes=segment.num_bytes,
         )
         self._loop = IoLoop("baton-tcp-io")
@@ -97,14 +102,14 @@ class TcpTransport:
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> TcpPeer:
         place = remote.address.partition("/")[0]
         try:
-            host, port, token = _parse_address(remote.address)
+            host, port, token = parse_address(remote.address)
             connection = socket.create_connection((host, port), timeout_s)
         except (OSError, ValueError) as error:
             raise TransferError(
                 f"cannot reach the KV region: {error}", stage="connect", peer=place
             ) from error
         try:
-            _tune(connection, self._stall_timeout_s)
+            tune(connection, self._stall_timeout_s)
             self._greet(connection, token, remote.num_bytes)
             connection.setblocking(False)
             return self._start_peer(connection, place, remote.num_bytes)
@@ -127,7 +132,7 @@ class TcpTransport:
         return self._account.stats()
 
     def close(self) -> None:
-        if not self._peers.end():
+        if self._peers.end() is None:
             return
         self._loop.run(self._close_sockets)
         self._loop.stop()
@@ -135,7 +140,7 @@ class TcpTransport:
 
     def _greet(self, connection: socket.socket, token: bytes, region_bytes: int) -> None:
         connection.sendall(pack_greeting(token, self._writer_id, region_bytes))
-        status = parse_welcome(_receive_exactly(connection, WELCOME.size))
+        status = parse_welcome(receive_exactly(connection, WELCOME.size))
         if status is not Status.WELCOME:
             raise FrameError(
                 f"{status.name}; the owner has probably restarted, so ask it for its new descriptor"
@@ -156,11 +161,11 @@ class TcpTransport:
         return peer
 
     def _accept(self, connection: socket.socket) -> None:
-        if len(self._receivers) >= _MAX_CONNECTIONS:
+        if len(self._receivers) >= MAX_CONNECTIONS:
             connection.close()
-            self._account.record_bad_connection(self.name, f"over {_MAX_CONNECTIONS} connections")
+            self._account.record_bad_connection(self.name, f"over {MAX_CONNECTIONS} connections")
             return
-        _tune(connection, self._stall_timeout_s)
+        tune(connection, self._stall_timeout_s)
         receiver = TcpReceiver(self._loop, connection, self._region, self._forget_receiver)
         with self._lock:
             self._receivers.add(receiver)
@@ -176,42 +181,3 @@ class TcpTransport:
         self._acceptor.close()
         for receiver in list(self._receivers):
             receiver.close()
-
-
-def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
-    received = b""
-    while len(received) < num_bytes:
-        chunk = connection.recv(num_bytes - len(received))
-        if not chunk:
-            raise FrameError("the connection was closed during the greeting")
-        received += chunk
-    return received
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
-    except OSError as error:
-        raise ConfigError(f"cannot listen for KV on {host}:{port}: {error}") from error
-
-
-def _parse_address(address: str) -> tuple[str, int, bytes]:
-    """Raises ValueError if it is not "host:port/token"."""
-    place, _, token = address.rpartition("/")
-    host, _, port = place.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"address {place!r} is not host:port/token")
-    return host.strip("[]"), int(port), bytes.fromhex(token)
-
-
-def _tune(connection: socket.socket, stall_timeout_s: float) -> None:
-    """Small frames at once, and a vanished host noticed in seconds. Buffer sizes stay the
-    kernel's own: setting them would end its automatic tuning."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
-    timeout_ms = int(stall_timeout_s * 1000)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

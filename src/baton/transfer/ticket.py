@@ -96,6 +96,10 @@ class WriteAccount:
                 self._write_seconds += seconds
             elif ticket.state is TicketState.FAILED:
                 self._num_failures += 1
+        self.call_back()
+
+    def call_back(self) -> None:
+        """Tell whoever waits that something changed."""
         if self._callback is not None:
             try:
                 self._callback()
