@@ -187,11 +187,7 @@ def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     reachable = reachable_address(spec.host)
     transports = [
         open_transport(
-            name,
-            segment,
-            host=spec.host,
-            advertised_host=reachable,
-            mooncake=spec.mooncake,
+            name, segment, host=spec.host, advertised_host=reachable, config=spec.transfer
         )
         for name in names
     ]

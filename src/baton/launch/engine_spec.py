@@ -6,8 +6,8 @@ from typing import Literal
 from baton.core.request import Role
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
+from baton.transfer.config import TransferConfig
 from baton.transfer.link import LinkConfig
-from baton.transfer.mooncake import MooncakeConfig
 
 TransferBackend = Literal["auto", "shm", "tcp", "mooncake", "nixl"]
 
@@ -16,15 +16,14 @@ TransferBackend = Literal["auto", "shm", "tcp", "mooncake", "nixl"]
 class EngineSpec:
     """`cores`: the processors to stay on, empty for all. `nice`: added to the scheduling niceness.
     `host`: address that control connections and KV writes come in on. `link`: what KV writes are
-    slowed down to. `verify_kv`: decode compares what arrived with prefill's checksums. `mooncake`
-    is Mooncake's only."""
+    slowed down to. `verify_kv`: decode compares what arrived with prefill's checksums."""
 
     model_path: str
     role: Role
     engine: EngineConfig
     disagg: DisaggConfig
+    transfer: TransferConfig
     transfer_backend: TransferBackend
-    mooncake: MooncakeConfig
     link: LinkConfig | None
     verify_kv: bool
     host: str

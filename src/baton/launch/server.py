@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -46,7 +46,7 @@ from baton.launch.transfer_flags import (
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
-from baton.transfer.mooncake import MooncakeConfig
+from baton.transfer.config import MooncakeConfig, TransferConfig
 
 log = event_log("worker")
 
@@ -129,8 +129,10 @@ def main(argv: Sequence[str]) -> int:
         configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
-        mooncake = _mooncake(worker)
         cores = _cores(worker)
+        num_cores = len(cores or os.sched_getaffinity(0))
+        transfer = TransferConfig.from_environ(os.environ, num_cores)
+        transfer = replace(transfer, mooncake=_mooncake(worker))
         path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
         card = read_model_card(path)
         sockets = _Sockets.bind(worker)
@@ -145,8 +147,8 @@ def main(argv: Sequence[str]) -> int:
         role=worker.disaggregation_mode,
         engine=engine,
         disagg=disagg,
+        transfer=transfer,
         transfer_backend=worker.disaggregation_transfer_backend,
-        mooncake=mooncake,
         link=link,
         verify_kv=worker.verify_kv,
         host=worker.host,
@@ -249,7 +251,7 @@ def _start_engine(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.soc
     # A prefill and a decode worker share cores, so a thread that waits must not spin. A unified
     # one gains a third of its step from spinning for a moment (docs/experiments.md).
     spins = "10000" if spec.role == "null" else "0"
-    inherited = mooncake_environ(spec.mooncake, os.environ)
+    inherited = mooncake_environ(spec.transfer.mooncake, os.environ)
     environ = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, **inherited}
     fd, options = str(theirs.fileno()), msgspec.json.encode(spec).decode()
     process = subprocess.Popen(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from baton.core.errors import ConfigError
+from baton.transfer.config import MooncakeConfig
 from baton.transfer.link import LinkConfig, parse_link
-from baton.transfer.mooncake import MooncakeConfig
 
 TRANSFER_BACKEND: Final[dict[str, Any]] = {
     "help": "how KV blocks travel; auto: shared memory on one host, else tcp; mooncake and nixl "

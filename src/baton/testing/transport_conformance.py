@@ -177,7 +177,7 @@ def check_the_whole_region_at_once(make: MakeTransport) -> None:
 
 
 def check_later_writes_win(make: MakeTransport) -> None:
-    """Writes of one peer land in posting order."""
+    """Writes of one window land in posting order."""
     with pair(make) as (writer, owner):
         peer = writer.connect(owner)
         tickets = [peer.post_write(WINDOW, [block(source, 0, 64)]) for source in range(100)]
@@ -484,6 +484,49 @@ def check_a_hung_owner_can_be_left(make: MakeTransport, backend: str) -> None:
     writer.close()
 
 
+def check_a_slow_peer_holds_up_nobody(make: MakeTransport, backend: str) -> None:
+    """With one owner stopped in the middle of large writes to every queue of it, all that goes to
+    another arrives."""
+    writer = Side(make, fill=3)
+    windows = [f"{WINDOW}-{index}" for index in range(16)]
+    whole = [block(0, 0, NUM_BLOCKS)]
+    with RemoteOwner(backend, REGION_BYTES) as stopped, RemoteOwner(backend, REGION_BYTES) as well:
+        for owner in (stopped, well):
+            for window in windows:
+                owner.ask(f"open {window} 0 {REGION_BYTES}")
+        slow = writer.transport.connect(stopped.descriptor, SOON_S)
+        fast = writer.transport.connect(well.descriptor, SOON_S)
+        os.kill(stopped.process.pid, signal.SIGSTOP)
+        held_up = [slow.post_write(window, whole) for window in windows]
+        tickets = [fast.post_write(window, whole) for window in windows]
+        writer.wait(*tickets)
+        for ticket in tickets:
+            expect(ticket, TicketState.DONE)
+        if writer.transport.can_fence:  # its owner has to take part, so nothing else can be true
+            assert any(ticket.state is TicketState.PENDING for ticket in held_up)
+        wanted = hashlib.sha256(writer.view).hexdigest()
+        assert well.ask(f"digest 0 {REGION_BYTES}") == wanted
+    writer.close()
+
+
+def check_a_large_write_holds_up_no_other_queue(make: MakeTransport, backend: str) -> None:
+    """A small write passes those of the same peer that wait before it in another queue."""
+    writer = Side(make, fill=3)
+    names = [f"{WINDOW}-{index}" for index in range(64)]
+    with RemoteOwner(backend, REGION_BYTES) as owner:
+        peer = writer.transport.connect(owner.descriptor, SOON_S)
+        for name in names:
+            owner.ask(f"open {name} 0 {REGION_BYTES}")
+        large = [peer.post_write(names[0], [block(0, 0, NUM_BLOCKS)]) for _ in range(64)]
+        small = [peer.post_write(name, [block(0, 0)]) for name in names[1:]]
+        give_up_s = time.monotonic() + DEADLINE_S
+        while not any(ticket.state is TicketState.DONE for ticket in small):
+            assert time.monotonic() < give_up_s
+        assert large[-1].state is TicketState.PENDING
+        writer.wait(*small, *large)
+    writer.close()
+
+
 def _num_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -516,4 +559,6 @@ REMOTE_CHECKS: tuple[Callable[[MakeTransport, str], None], ...] = (
     check_another_process,
     check_a_killed_owner_fails_its_writers,
     check_a_hung_owner_can_be_left,
+    check_a_slow_peer_holds_up_nobody,
+    check_a_large_write_holds_up_no_other_queue,
 )

@@ -13,13 +13,13 @@ import importlib
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import LibraryInvitation
 from baton.transfer.companion import STALL_TIMEOUT_S
+from baton.transfer.config import MooncakeConfig
 from baton.transfer.library import PROOF_BYTES, LibraryError
 from baton.transfer.library_transport import LibraryTransport
 from baton.transfer.protocol import Copy
@@ -36,21 +36,6 @@ _IN_PROGRESS, _COMPLETED, _TIMED_OUT = 0, 1, -2
 _NO_BATCH = (0, 2**64 - 1)
 
 
-@dataclass(frozen=True)
-class MooncakeConfig:
-    """`protocol` and `device` are the library's words: "tcp", "rdma" with the names of network
-    cards, and so on. `memory_pool` and `force_mnnvl` are for NVLink; it takes them from the
-    environment of the process (launch/transfer_flags.py)."""
-
-    protocol: str = "tcp"
-    device: str = ""
-    memory_pool: str = ""
-    force_mnnvl: bool = False
-
-
-DEFAULTS = MooncakeConfig()
-
-
 class MooncakeTransport(LibraryTransport):
     """`KvTransport` over `segment`, which must outlive it. Raises ConfigError if the library is
     missing or cannot start."""
@@ -61,11 +46,11 @@ class MooncakeTransport(LibraryTransport):
         *,
         host: str = "127.0.0.1",
         advertised_host: str = "",
-        config: MooncakeConfig = DEFAULTS,
+        config: MooncakeConfig | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
     ):
         told_host = host_for_peers(host, advertised_host)
-        library = MooncakeLibrary(segment, told_host, config)
+        library = MooncakeLibrary(segment, told_host, config or MooncakeConfig())
         super().__init__("mooncake", library, segment.num_bytes, host, told_host, stall_timeout_s)
 
 

@@ -74,8 +74,9 @@ class Peer(Protocol):
         ...
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
-        """Start writing; returns at once. Writes of one peer complete in posting order. Source
-        bytes must stay unchanged until the ticket leaves PENDING."""
+        """Start writing; returns at once. Writes of one window complete in posting order; those
+        of different windows may overtake each other. Source bytes must stay unchanged until the
+        ticket leaves PENDING."""
         ...
 
     def cancel(self, ticket: Ticket) -> None:
@@ -84,9 +85,10 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None:
-        """Cancel what is pending and let go. Idempotent. No ticket is PENDING afterwards, but for
-        one whose write had begun on a backend that cannot recall it: that one stays PENDING until
-        its bytes have arrived or the owner is gone.
+        """Cancel what is pending and let go. Idempotent. No ticket is PENDING afterwards (soon
+        afterwards, if called from within the completion callback), but for one whose write had
+        begun on a backend that cannot recall it: that one stays PENDING until its bytes have
+        arrived or the owner is gone.
 
         Elsewhere a write that had begun may still arrive from buffers between the two hosts: only
         the owner can end it, by closing its window."""

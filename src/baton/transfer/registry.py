@@ -9,35 +9,38 @@ from typing import Final
 
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
-from baton.transfer.mooncake import MooncakeConfig, MooncakeTransport
+from baton.transfer.config import TransferConfig
+from baton.transfer.mooncake import MooncakeTransport
 from baton.transfer.nixl import NixlTransport
 from baton.transfer.protocol import KvTransport
 from baton.transfer.shm import ShmTransport
 from baton.transfer.tcp import TcpTransport
 
-OpenBackend = Callable[[SharedSegment, str, str, MooncakeConfig], KvTransport]
+OpenBackend = Callable[[SharedSegment, str, str, TransferConfig], KvTransport]
 
 
 def _open_shm(
-    segment: SharedSegment, host: str, advertised_host: str, mooncake: MooncakeConfig
+    segment: SharedSegment, host: str, advertised_host: str, config: TransferConfig
 ) -> KvTransport:
-    return ShmTransport(segment)
+    return ShmTransport(segment, config=config)
 
 
 def _open_tcp(
-    segment: SharedSegment, host: str, advertised_host: str, mooncake: MooncakeConfig
+    segment: SharedSegment, host: str, advertised_host: str, config: TransferConfig
 ) -> KvTransport:
-    return TcpTransport(segment, host=host, advertised_host=advertised_host)
+    return TcpTransport(segment, host=host, advertised_host=advertised_host, config=config)
 
 
 def _open_mooncake(
-    segment: SharedSegment, host: str, advertised_host: str, mooncake: MooncakeConfig
+    segment: SharedSegment, host: str, advertised_host: str, config: TransferConfig
 ) -> KvTransport:
-    return MooncakeTransport(segment, host=host, advertised_host=advertised_host, config=mooncake)
+    return MooncakeTransport(
+        segment, host=host, advertised_host=advertised_host, config=config.mooncake
+    )
 
 
 def _open_nixl(
-    segment: SharedSegment, host: str, advertised_host: str, mooncake: MooncakeConfig
+    segment: SharedSegment, host: str, advertised_host: str, config: TransferConfig
 ) -> KvTransport:
     return NixlTransport(segment, host=host, advertised_host=advertised_host)
 
@@ -56,15 +59,15 @@ def open_transport(
     *,
     host: str = "127.0.0.1",
     advertised_host: str = "",
-    mooncake: MooncakeConfig | None = None,
+    config: TransferConfig | None = None,
 ) -> KvTransport:
     """Over `segment`, which must outlive it; network backends listen on `host` and tell peers
-    `advertised_host`. Raises ConfigError for a name that is not known, or where what the backend
-    needs is not installed."""
+    `advertised_host`; `config` says on how many threads. Raises ConfigError for a name that is not
+    known, or where what the backend needs is not installed."""
     backend = BACKENDS.get(name)
     if backend is None:
         raise ConfigError(f"KV backend {name!r} is not known; try one of {', '.join(BACKENDS)}")
-    return backend(segment, host, advertised_host, mooncake or MooncakeConfig())
+    return backend(segment, host, advertised_host, config or TransferConfig())
 
 
 def why_missing(name: str) -> str:

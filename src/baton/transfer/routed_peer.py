@@ -1,8 +1,8 @@
 """The writer's side of one peer whose writes are held back: each goes to the real peer when due.
 
 Invariants: writes of one window reach the real peer in posting order, and a ticket is DONE only
-after all that went before it; a ticket leaves PENDING only when the real peer has nothing pending
-for it. The real peer is called on the loop's thread only, and without holding a lock.
+after all that went before it in its window; a ticket leaves PENDING only when the real peer has
+nothing pending for it. The real peer is called on the loop's thread only, without holding a lock.
 Elsewhere: what becomes of a write (link.py), the transport around it (routed.py).
 """
 
@@ -170,13 +170,14 @@ class RoutedPeer:
         return due
 
     def _settle_ended(self) -> None:
-        has_pending = False
+        pending_windows: set[str] = set()
         for write in list(self._under_way):
+            window = write.ticket.window
             if write.is_pending:
-                has_pending = True
+                pending_windows.add(window)
                 continue
             state, error = write.outcome()
-            if state is TicketState.DONE and has_pending:
+            if state is TicketState.DONE and window in pending_windows:
                 continue  # those before it are about to end: the real peer keeps the order, too
             self._under_way.remove(write)
             write.ticket.settle(state, error)

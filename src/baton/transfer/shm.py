@@ -15,9 +15,10 @@ import secrets
 import socket
 from collections.abc import Sequence
 
-from baton.core.errors import ConfigError, TransferError
+from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
+from baton.transfer.config import TransferConfig
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import READABLE, IoLoop
 from baton.transfer.open_peers import OpenPeers
@@ -45,11 +46,10 @@ class ShmTransport:
         self,
         segment: SharedSegment,
         *,
-        num_copy_threads: int = 1,
+        config: TransferConfig | None = None,
         prefault_bytes: int = 256 << 20,
     ):
-        if num_copy_threads < 1:
-            raise ConfigError(f"num_copy_threads is {num_copy_threads}; it must be at least 1")
+        config = config or TransferConfig()
         self._segment = segment
         self._prefault_bytes = prefault_bytes
         self._source = PinnedBuffer(segment.map)
@@ -57,7 +57,8 @@ class ShmTransport:
         self._account = WriteAccount()
         self._peers: OpenPeers[ShmPeer] = OpenPeers()
         self._writer_id = secrets.token_hex(16)
-        self._threads = CopyThreads(num_copy_threads)
+        self._threads = CopyThreads(config.num_threads)
+        self._num_queues = config.num_queues
         self._loop = IoLoop("baton-shm-io")
         self._server = SegmentServer(self._loop, segment, self._account)
         self._descriptor = RegionDescriptor(
@@ -133,6 +134,7 @@ class ShmTransport:
             self._source.address,
             self._segment.num_bytes,
             self._threads,
+            self._num_queues,
             self._account,
             let_go=lambda: self._let_go(peer, watch),
         )

@@ -5,7 +5,7 @@ import pytest
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.launch.transfer_flags import mooncake_environ, mooncake_of
-from baton.transfer.mooncake import MooncakeConfig
+from baton.transfer.config import MooncakeConfig
 from baton.transfer.registry import open_transport, why_missing
 
 POOL, MNNVL = "SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "MC_FORCE_MNNVL"

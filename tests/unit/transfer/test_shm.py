@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from baton.core.errors import ConfigError, TransferError
+from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer import ShmTransport
+from baton.transfer.config import TransferConfig
 from baton.transfer.protocol import Copy, TicketState
 from baton.transfer.shm_owner import HELLO, MAGIC, WELCOME
 from baton.transfer.shm_peer import split_pieces
@@ -127,14 +128,16 @@ def test_a_peer_may_be_closed_from_the_completion_callback(transport: ShmTranspo
 @pytest.mark.parametrize("prefault_bytes", [0, 12345, 1 << 40])
 def test_several_copy_threads(transport: ShmTransport, prefault_bytes: int) -> None:
     segment = SharedSegment(SIZE)
-    writer = ShmTransport(segment, num_copy_threads=3, prefault_bytes=prefault_bytes)
+    writer = ShmTransport(
+        segment, config=TransferConfig(num_threads=3), prefault_bytes=prefault_bytes
+    )
     peers = [writer.connect(transport.descriptor, WAIT_S) for _ in range(5)]
-    tickets = [peer.post_write("w", [Copy(0, 0, SIZE)]) for peer in peers for _ in range(20)]
+    tickets = [
+        peer.post_write(f"w{index}", [Copy(0, 0, SIZE)]) for peer in peers for index in range(20)
+    ]
     wait_until(lambda: all(ticket.state is TicketState.DONE for ticket in tickets))
     writer.close()
     segment.close()
-    with pytest.raises(ConfigError, match="num_copy_threads"):
-        ShmTransport(segment, num_copy_threads=0)
 
 
 def test_split_pieces() -> None:
