@@ -29,4 +29,5 @@ def snapshot(engine: EngineClient) -> EngineSnapshot:
         total_verified_blocks=stats.total_verified_blocks,
         total_damaged_blocks=stats.total_damaged_blocks,
         total_finished=stats.total_finished,
+        total_refused=stats.total_refused,
     )

@@ -85,11 +85,11 @@ class DecodePeers:
 
     def _connect(self, regions: Sequence[RegionDescriptor]) -> Peer:
         transport, descriptor = choose_backend(self._transports, regions)
-        log.info("kv transport chosen", backend=transport.name, region=descriptor.address)
+        log.info("kv transport chosen", backend=transport.name, region=descriptor.place)
         try:
             return transport.connect(descriptor, CONNECT_TIMEOUT_S)
         except OSError as error:
-            raise TransferError(str(error), stage="connect", peer=descriptor.address) from error
+            raise TransferError(str(error), stage="connect", peer=descriptor.place) from error
 
 
 def _close(peer: Peer | None) -> None:

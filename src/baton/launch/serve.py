@@ -6,6 +6,7 @@ Elsewhere: which processes (topology.py), keeping them running (supervisor.py).
 import argparse
 import asyncio
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -17,6 +18,11 @@ from typing import Literal
 from baton.checkpoint.embedded import SMOLLM2
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.engine.config import EngineConfig
+from baton.launch.cluster_secret import (
+    CLUSTER_SECRET_FILE,
+    CLUSTER_SECRET_VARIABLE,
+    read_cluster_secret,
+)
 from baton.launch.engine_spec import TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args, given_argv
 from baton.launch.narrator import Narrator
@@ -69,6 +75,7 @@ class WorkerOptions:
     disaggregation_ib_device: str = field(default="", metadata=IB_DEVICE)
     simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
     verify_kv: bool = field(default=False, metadata=VERIFY_KV)
+    cluster_secret_file: str | None = field(default=None, metadata=CLUSTER_SECRET_FILE)
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="warning", metadata={"help": "least level that the processes show"}
     )
@@ -87,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
         options.disaggregation_transfer_backend,
         os.environ,
     )
+    secret = read_cluster_secret(options.cluster_secret_file, os.environ) or secrets.token_hex(32)
     config = replace(config, port=check_port_is_free(config.host, config.port))
     wanted = args.model or args.model_path
     model_path = resolve_model(wanted, cache_dir=default_cache_dir(os.environ))
@@ -99,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         num_cores=len(os.sched_getaffinity(0)),
         free_port=FreePorts().take,
     )
-    return asyncio.run(_supervise(topology, config, options))
+    return asyncio.run(_supervise(topology, config, options, secret))
 
 
 def _served_name(options: WorkerOptions, wanted: str | None, model_path: Path) -> str:
@@ -132,12 +140,15 @@ def _router_argv(config: ServeConfig, options: WorkerOptions) -> list[str]:
     ]
 
 
-def _environ(options: WorkerOptions) -> dict[str, str]:
+def _environ(options: WorkerOptions, secret: str) -> dict[str, str]:
     key = {} if options.api_key is None else {API_KEY_VARIABLE: options.api_key}
-    return {**os.environ, **key, "PYTHONUNBUFFERED": "1"}
+    own = {CLUSTER_SECRET_VARIABLE: secret, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **key, **own}
 
 
-async def _supervise(topology: Topology, config: ServeConfig, options: WorkerOptions) -> int:
+async def _supervise(
+    topology: Topology, config: ServeConfig, options: WorkerOptions, secret: str
+) -> int:
     narrator = Narrator(is_verbose=options.log_level in ("debug", "info"))
     narrator.say(f"loading {options.served_model_name} into {_count_workers(config)}")
     supervisor = Supervisor(
@@ -145,7 +156,7 @@ async def _supervise(topology: Topology, config: ServeConfig, options: WorkerOpt
         narrator=narrator,
         announce=_announcement(topology, needs_key=options.api_key is not None),
         config=SupervisorConfig(drain_s=config.drain_timeout + _ROUTER_EXIT_S),
-        environ=_environ(options),
+        environ=_environ(options, secret),
     )
     return await supervisor.run()
 

@@ -94,8 +94,9 @@ class BlockLedger(msgspec.Struct, frozen=True, kw_only=True):
 class EngineStats(_Message, frozen=True, kw_only=True):
     """State after a step, sent at most a few times a second and once when the engine falls idle.
 
-    Counters (`total_*`) only grow. `progress_s` is the engine's monotonic time of its last
-    finished loop turn: liveness means that this moves.
+    Counters (`total_*`) only grow. `total_refused`: connections that were refused, by channel
+    (control, kv) and reason (malformed, secret). `progress_s` is the engine's monotonic time of its
+    last finished loop turn: liveness means that this moves.
     """
 
     progress_s: float
@@ -117,6 +118,7 @@ class EngineStats(_Message, frozen=True, kw_only=True):
     total_verified_blocks: int
     total_damaged_blocks: int
     total_finished: dict[str, int]
+    total_refused: dict[str, dict[str, int]] = {}
 
 
 class FlushCacheDone(_Message, frozen=True, kw_only=True):

@@ -80,9 +80,8 @@ HandoverMessage = KvReserved | KvCancel | KvDelivered | KvFailed | KvReleased
 
 
 class EngineHello(msgspec.Struct, frozen=True, kw_only=True):
-    """First thing that engines tell each other on a new control connection. `writer_ids` are the
-    names under which its transports write into a peer's pool."""
+    """First message on a new control connection, once both have proven the cluster's secret.
+    `writer_ids` are the names under which its transports write into a peer's pool."""
 
     engine_id: str
     writer_ids: list[str]
-    protocol: int = 1

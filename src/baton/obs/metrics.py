@@ -56,6 +56,7 @@ class EngineSnapshot:
     total_verified_blocks: int
     total_damaged_blocks: int
     total_finished: dict[str, int] = field(default_factory=dict)
+    total_refused: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def token_usage(self) -> float:
@@ -194,6 +195,7 @@ class _EngineCollector:
         yield from self._counters(now)
         yield self._kv_blocks(now)
         yield self._finished(now)
+        yield self._refused(now)
 
     def _gauges(self, now: EngineSnapshot) -> Iterable[Metric]:
         speed = self._throughput.per_second()
@@ -248,4 +250,15 @@ class _EngineCollector:
         )
         for reason, count in sorted(now.total_finished.items()):
             family.add_metric([*self._values, reason], count)
+        return family
+
+    def _refused(self, now: EngineSnapshot) -> Metric:
+        family = CounterMetricFamily(
+            "baton:refused_connections",
+            "Connections refused: malformed, or without the cluster's secret",
+            labels=[*self._names, "channel", "reason"],
+        )
+        for channel, reasons in sorted(now.total_refused.items()):
+            for reason, count in sorted(reasons.items()):
+                family.add_metric([*self._values, channel, reason], count)
         return family

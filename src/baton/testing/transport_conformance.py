@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.testing.region_owner import RemoteOwner
@@ -527,6 +529,28 @@ def check_a_large_write_holds_up_no_other_queue(make: MakeTransport, backend: st
     writer.close()
 
 
+def check_a_stranger_is_refused(make: MakeTransport) -> None:
+    """Who knows where a region is, but not its token, gets no connection, and the owner goes on."""
+    with pair(make) as (writer, owner):
+        place, slash, token = owner.transport.descriptor.address.partition("/")
+        if not slash:
+            return  # this backend has no token of its own
+        before = owner.transport.stats().num_strangers
+        for wrong in (token[:-1] + ("0" if token[-1] != "0" else "1"), "00" * (len(token) // 2)):
+            guess = msgspec.structs.replace(owner.transport.descriptor, address=f"{place}/{wrong}")
+            stage, text = "connected", ""
+            try:
+                writer.transport.connect(guess, SOON_S)
+            except TransferError as error:
+                stage, text = error.stage, str(error)
+            assert stage == "connect", f"the stage of the failure is {stage}"
+            assert wrong not in text, "an error shows the token"
+        wait_until(lambda: owner.transport.stats().num_strangers == before + 2, "both are counted")
+        assert owner.transport.live_writers() == frozenset()
+        assert owner.view == bytes(REGION_BYTES)
+        expect(writer.write(writer.connect(owner), WINDOW, [block(3, 9)]), TicketState.DONE)
+
+
 def _num_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -550,6 +574,7 @@ TRANSPORT_CHECKS: tuple[Callable[[MakeTransport], None], ...] = (
     check_transport_close_settles_everything,
     check_the_owner_closing_fails_the_writer,
     check_live_writers,
+    check_a_stranger_is_refused,
     check_completion_callback_and_counters,
     check_a_raising_callback_harms_nobody,
     check_nothing_is_left_behind,

@@ -115,7 +115,9 @@ class CompanionServer:
     def forget(self, connection: "_WriterConnection", bad: str, is_clean: bool) -> None:
         """Its socket is closed."""
         if bad:
-            self._account.record_bad_connection(self._backend, bad)
+            self._account.record_bad_connection(
+                self._backend, bad, is_stranger=connection.is_stranger
+            )
         if is_clean:
             self._strike(connection)
         else:
@@ -150,6 +152,7 @@ class _WriterConnection:
         self._received = b""
         self._is_open = True
         self._said_bye = False
+        self.is_stranger = False
         self.writer_id = ""
 
     def on_ready(self, mask: int) -> None:
@@ -193,6 +196,7 @@ class _WriterConnection:
             self.close()
         else:
             if status is not Status.WELCOME:
+                self.is_stranger = status is Status.WRONG_TOKEN
                 self.close(bad=f"greeting refused: {status.name}")
 
 

@@ -76,7 +76,7 @@ class LibraryTransport:
         return self._server.live_writers()
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> LibraryPeer:
-        place = remote.address.partition("/")[0]
+        place = remote.place
         try:
             host, port, token = parse_address(remote.address)
             connection = socket.create_connection((host, port), timeout_s)

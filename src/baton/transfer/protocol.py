@@ -46,7 +46,8 @@ class TransportStats:
 
     `num_writes`, `num_bytes` and `write_seconds` (from the first byte moved to the end) count
     tickets that became DONE; `num_failures` those that FAILED. `num_bad_connections` counts
-    inbound connections that were closed because they did not speak this protocol.
+    inbound connections that were closed because they did not speak this protocol, `num_strangers`
+    those of them that spoke it but did not know the region's token.
     """
 
     num_writes: int
@@ -54,6 +55,7 @@ class TransportStats:
     num_failures: int
     write_seconds: float
     num_bad_connections: int = 0
+    num_strangers: int = 0
 
 
 class Ticket(Protocol):

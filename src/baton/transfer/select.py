@@ -30,7 +30,7 @@ def choose_backend(
         f"{_names_of_remote(remote)}; "
         f"start both with the same --disaggregation-transfer-backend, and on one host for shm",
         stage="select",
-        peer=remote[0].address if remote else "unknown",
+        peer=remote[0].place if remote else "unknown",
     )
 
 

@@ -64,7 +64,7 @@ class ShmTransport:
         self._descriptor = RegionDescriptor(
             backend=self.name,
             host_id=host_id(),
-            address=self._server.address,
+            address=f"{self._server.name}/{self._server.token.hex()}",
             num_bytes=segment.num_bytes,
         )
 
@@ -83,13 +83,13 @@ class ShmTransport:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(timeout_s)
-            connection.connect(f"\0{remote.address}")
+            connection.connect(f"\0{remote.place}")
             region = self._map_region(connection, remote)
             return self._start_peer(connection, remote, region)
         except (OSError, ValueError) as error:
             connection.close()
             raise TransferError(
-                f"cannot map the shared KV region: {error}", stage="connect", peer=remote.address
+                f"cannot map the shared KV region: {error}", stage="connect", peer=remote.place
             ) from error
 
     def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -115,7 +115,8 @@ class ShmTransport:
 
     def _map_region(self, connection: socket.socket, remote: RegionDescriptor) -> MappedRegion:
         require_same_user(connection)
-        connection.sendall(HELLO.pack(MAGIC, bytes.fromhex(self._writer_id)))
+        token = bytes.fromhex(remote.address.partition("/")[2])
+        connection.sendall(HELLO.pack(MAGIC, token, bytes.fromhex(self._writer_id)))
         reply, fds = _receive_welcome(connection)
         try:
             _check_segment(reply, fds, remote)
@@ -129,7 +130,7 @@ class ShmTransport:
     ) -> ShmPeer:
         watch = _OwnerWatch(self._loop, connection)
         peer = ShmPeer(
-            f"shm region {remote.address}",
+            f"shm region {remote.place}",
             region,
             self._source.address,
             self._segment.num_bytes,

@@ -109,7 +109,7 @@ class TcpTransport:
             return frozenset(each.writer_id for each in self._receivers if each.writer_id)
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> TcpPeer:
-        place = remote.address.partition("/")[0]
+        place = remote.place
         give_up_s = time.monotonic() + timeout_s
         connections: list[socket.socket] = []
         try:
@@ -197,7 +197,7 @@ class TcpTransport:
         with self._lock:
             self._receivers.discard(receiver)
         if bad:  # told last: who reads of it finds the writer gone
-            self._account.record_bad_connection(self.name, bad)
+            self._account.record_bad_connection(self.name, bad, is_stranger=receiver.is_stranger)
 
     def _close_receivers(self, loop: IoLoop) -> None:
         with self._lock:

@@ -95,6 +95,7 @@ class TcpReceiver:
         self._sink = memoryview(bytearray(0))
         self._unsent = bytearray()
         self.writer_id = ""
+        self.is_stranger = False
 
     def start(self, greeting_timeout_s: float) -> None:
         if self._is_open:
@@ -205,6 +206,7 @@ class TcpReceiver:
             status = Status.WRONG_VERSION
         elif not hmac.compare_digest(greeting.token, self._region.token):
             status = Status.WRONG_TOKEN
+            self.is_stranger = True
         elif greeting.region_bytes != len(self._region.view):
             status = Status.WRONG_SIZE
         else:

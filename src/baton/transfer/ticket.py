@@ -78,6 +78,7 @@ class WriteAccount:
         self._num_failures = 0
         self._write_seconds = 0.0
         self._num_bad_connections = 0
+        self._num_strangers = 0
 
     def new_ticket(self, window: str, copies: Sequence[Copy]) -> WriteTicket:
         with self._lock:
@@ -107,9 +108,13 @@ class WriteAccount:
                 # The caller's bug must not stop the thread that moves everybody's bytes.
                 _log.exception("the completion callback of a transport raised")
 
-    def record_bad_connection(self, backend: str, reason: str) -> None:
+    def record_bad_connection(
+        self, backend: str, reason: str, *, is_stranger: bool = False
+    ) -> None:
+        """`is_stranger`: it spoke the protocol but did not know the region's token."""
         with self._lock:
             self._num_bad_connections += 1
+            self._num_strangers += is_stranger
             is_first = self._num_bad_connections == 1
         level = logging.WARNING if is_first else logging.DEBUG
         _log.log(level, "%s transport closed a bad inbound connection: %s", backend, reason)
@@ -122,4 +127,5 @@ class WriteAccount:
                 num_failures=self._num_failures,
                 write_seconds=self._write_seconds,
                 num_bad_connections=self._num_bad_connections,
+                num_strangers=self._num_strangers,
             )

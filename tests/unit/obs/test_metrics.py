@@ -1,12 +1,19 @@
 """Rates and registries."""
 
+from dataclasses import replace
+
 from baton.core.clock import FakeClock
 from baton.obs.metrics import EngineSnapshot, RateWindow, WorkerMetrics
 
 
 def snapshot(**changes: int) -> EngineSnapshot:
     fields = dict.fromkeys(
-        (name for name in EngineSnapshot.__dataclass_fields__ if name != "total_finished"), 0
+        (
+            name
+            for name in EngineSnapshot.__dataclass_fields__
+            if name not in ("total_finished", "total_refused")
+        ),
+        0,
     )
     return EngineSnapshot(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -62,3 +69,21 @@ def test_labels_are_escaped() -> None:
         model_name='a"b\n', engine_type="unified", read_engine=snapshot, clock=FakeClock()
     )
     assert 'model_name="a\\"b\\n"' in metrics.render().decode()
+
+
+def test_refused_connections_are_told_by_channel_and_reason() -> None:
+    refused = {"control": {"malformed": 2, "secret": 3}, "kv": {"malformed": 0, "secret": 1}}
+    metrics = WorkerMetrics(
+        model_name="m",
+        engine_type="decode",
+        read_engine=lambda: replace(snapshot(), total_refused=refused),
+        clock=FakeClock(),
+    )
+    text = metrics.render().decode()
+    for channel, reasons in refused.items():
+        for reason, count in reasons.items():
+            line = (
+                f'baton:refused_connections_total{{channel="{channel}",engine_type="decode",'
+                f'model_name="m",reason="{reason}"}} {count:.1f}'
+            )
+            assert line in text

@@ -32,8 +32,12 @@ def transport() -> Iterator[ShmTransport]:
 def dial(transport: ShmTransport) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(WAIT_S)
-    connection.connect(f"\0{transport.descriptor.address}")
+    connection.connect(f"\0{transport.descriptor.place}")
     return connection
+
+
+def token_of(transport: ShmTransport) -> bytes:
+    return bytes.fromhex(transport.descriptor.address.partition("/")[2])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -47,7 +51,7 @@ def test_nothing_is_on_disk_and_the_name_is_not_guessable(transport: ShmTranspor
     segment = SharedSegment(SIZE)
     other = ShmTransport(segment)
     assert other.descriptor.address != transport.descriptor.address
-    assert not os.path.exists(transport.descriptor.address)
+    assert not os.path.exists(transport.descriptor.place)
     other.close()
     segment.close()
 
@@ -68,7 +72,7 @@ def test_strangers_get_no_descriptor(transport: ShmTransport) -> None:
 
 def test_a_hello_in_pieces_is_served(transport: ShmTransport) -> None:
     with dial(transport) as writer:
-        for byte in HELLO.pack(MAGIC, b"w" * 16):
+        for byte in HELLO.pack(MAGIC, token_of(transport), b"w" * 16):
             writer.sendall(bytes([byte]))
         writer.sendall(b"more than anybody asked for")
         received, fds, _, _ = socket.recv_fds(writer, WELCOME.size, 1)

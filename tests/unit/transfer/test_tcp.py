@@ -209,6 +209,7 @@ def test_who_does_not_know_the_token_cannot_write(owner: Owner) -> None:
         stranger.sendall(b"\x16\x03\x01" + os.urandom(100))
         assert_cut_off(stranger)
     wait_until(lambda: owner.transport.stats().num_bad_connections == 3)
+    assert owner.transport.stats().num_strangers == 1
 
 
 def test_a_writer_that_reads_no_answers_is_cut_off(owner: Owner) -> None:
