@@ -106,6 +106,7 @@ class EngineLoop:
             total_damaged_blocks=counters.damaged_blocks,
             total_finished=dict(counters.finished),
             total_refused=_refused(self._link, totals),
+            handover=self._role.handover_stats(),
         )
 
     def _on_message(self, message: ToEngine) -> None:

@@ -248,7 +248,7 @@ def _role(
     if link is None:
         return UnifiedRole(core)
     if spec.role == "prefill":
-        peers = DecodePeers(transports, api.wake)
+        peers = DecodePeers(transports, api.wake, spec.disagg.connect_timeout_s)
         return PrefillRole(core, layout, checksums, peers, link.send, spec.disagg, clock)
     return DecodeRole(
         core,

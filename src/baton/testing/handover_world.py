@@ -41,6 +41,7 @@ class WorldTicket:
     copies: list[Copy]
     state: TicketState = TicketState.PENDING
     error: str = ""
+    progress: int = 0
 
 
 @dataclass

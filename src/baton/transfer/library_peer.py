@@ -167,6 +167,7 @@ class LibraryPeer:
                 if self._must_stop(ticket):
                     break
                 self._follow(target.post(batch))
+                ticket.num_bytes_moved += sum(copy.num_bytes for copy in batch)
         except LibraryError as error:
             ticket.settle(TicketState.FAILED, self._describe(self._loss or str(error)))
             raise

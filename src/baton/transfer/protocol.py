@@ -59,12 +59,15 @@ class TransportStats:
 
 
 class Ticket(Protocol):
-    """A posted write. `error` says why when FAILED."""
+    """A posted write. `error` says why when FAILED. `progress` changes while the peer takes bytes,
+    its own or those before it; what it counts is the backend's affair."""
 
     @property
     def state(self) -> TicketState: ...
     @property
     def error(self) -> str: ...
+    @property
+    def progress(self) -> int: ...
 
 
 class Peer(Protocol):

@@ -65,11 +65,20 @@ class CallLoop(Protocol):
 class _Write:
     ticket: WriteTicket
     passage: Passage
+    posted_s: float
     posted: list[Ticket] = field(default_factory=list)
 
     @property
     def is_pending(self) -> bool:
         return any(ticket.state is TicketState.PENDING for ticket in self.posted)
+
+    def progress(self, now_s: float) -> int:
+        """Bytes' worth of the way on the route, the wait for its turn included, and what the real
+        peer has moved. One that is never due gets nowhere."""
+        way_s = self.passage.due_s - self.posted_s
+        share = min(1.0, (now_s - self.posted_s) / way_s) if way_s > 0 else 1.0
+        # In millionths, so that a small write over a slow route is seen to move, too.
+        return int(share * 1e6) + sum(ticket.progress for ticket in self.posted)
 
     def outcome(self) -> tuple[TicketState, str]:
         """Once nothing is pending: the first that was not DONE, else what the passage says."""
@@ -115,8 +124,10 @@ class RoutedPeer:
         with self._lock:
             loss = self._loss
             if not loss:
-                passage = self._route.plan(window, copies, self._clock.now_s())
-                self._held.append(_Write(ticket, passage))
+                now_s = self._clock.now_s()
+                write = _Write(ticket, self._route.plan(window, copies, now_s), now_s)
+                ticket.measure = lambda: write.progress(self._clock.now_s())
+                self._held.append(write)
         if loss:
             ticket.settle(TicketState.FAILED, loss)
         else:

@@ -274,6 +274,7 @@ class ShmPeer:
                 self._source_address + copy.src_offset,
                 copy.num_bytes,
             )
+            ticket.num_bytes_moved += copy.num_bytes
             left -= copy.num_bytes
             if left <= 0:
                 return

@@ -5,8 +5,11 @@ its bytes were sent or this side closed the connection; the end of the connectio
 Elsewhere: frames (tcp_frames.py), which writes are in this queue (tcp_peer.py).
 """
 
+import fcntl
 import socket
 import struct
+import sys
+import termios
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -58,6 +61,7 @@ class TcpLane:
         self._answers = bytearray()
         self._mask = READABLE
         self._is_registered = False
+        self._num_bytes_sent = 0
 
     def start(self) -> None:
         """On the loop's thread."""
@@ -66,6 +70,7 @@ class TcpLane:
             self._is_registered = True
 
     def post(self, ticket: WriteTicket) -> None:
+        ticket.measure = self._num_bytes_taken
         with self._lock:
             loss = self._loss
             if not loss:
@@ -93,6 +98,15 @@ class TcpLane:
     def on_bug(self, error: Exception) -> None:
         self.end(TicketState.FAILED, f"internal error: {error!r}")
 
+    def _num_bytes_taken(self) -> int:
+        """What the peer's host has acknowledged: the socket's buffer alone is no progress, and may
+        take long to empty."""
+        try:
+            unacknowledged = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):  # closed meanwhile
+            return self._num_bytes_sent
+        return self._num_bytes_sent - int.from_bytes(unacknowledged, sys.byteorder)
+
     def _send_guarded(self) -> None:
         # While the socket is full, its readiness calls us.
         if not self._loss and not self._mask & WRITABLE:
@@ -103,6 +117,7 @@ class TcpLane:
         try:
             while left > 0 and self._fill():
                 sent = self._socket.sendmsg(self._unsent)
+                self._num_bytes_sent += sent
                 self._unsent = drop_front(self._unsent, sent)
                 left -= sent
         except BlockingIOError:

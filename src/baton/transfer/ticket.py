@@ -8,7 +8,7 @@ Elsewhere: moving the bytes (shm_peer.py, tcp_peer.py).
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baton.transfer.protocol import (
     CompletionCallback,
@@ -32,6 +32,9 @@ class WriteTicket:
         self.copies = merge_adjacent([copy for copy in copies if copy.num_bytes])
         self.num_bytes = sum(copy.num_bytes for copy in self.copies)
         self.is_cancel_requested = False
+        self.num_bytes_moved = 0
+        self.measure: Callable[[], int] = lambda: 0
+        """Progress that is known elsewhere than in `num_bytes_moved`; called from any thread."""
         self._account = account
         self._lock = threading.Lock()
         self._state = TicketState.PENDING
@@ -45,6 +48,10 @@ class WriteTicket:
     @property
     def error(self) -> str:
         return self._error
+
+    @property
+    def progress(self) -> int:
+        return self.num_bytes_moved + self.measure()
 
     @property
     def is_pending(self) -> bool:

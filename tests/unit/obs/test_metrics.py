@@ -1,20 +1,17 @@
 """Rates and registries."""
 
-from dataclasses import replace
+from dataclasses import MISSING, replace
 
 from baton.core.clock import FakeClock
 from baton.obs.metrics import EngineSnapshot, RateWindow, WorkerMetrics
 
 
-def snapshot(**changes: int) -> EngineSnapshot:
-    fields = dict.fromkeys(
-        (
-            name
-            for name in EngineSnapshot.__dataclass_fields__
-            if name not in ("total_finished", "total_refused")
-        ),
-        0,
-    )
+def snapshot(**changes: object) -> EngineSnapshot:
+    fields: dict[str, object] = {
+        name: 0
+        for name, field in EngineSnapshot.__dataclass_fields__.items()
+        if field.default_factory is MISSING
+    }
     return EngineSnapshot(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -87,3 +84,20 @@ def test_refused_connections_are_told_by_channel_and_reason() -> None:
                 f'model_name="m",reason="{reason}"}} {count:.1f}'
             )
             assert line in text
+
+
+def test_hand_overs_are_counted_by_stage() -> None:
+    metrics = WorkerMetrics(
+        model_name="m",
+        engine_type="decode",
+        read_engine=lambda: snapshot(
+            handover_failures=[("writing", "504", 2)],
+            handover_stages={"writing": (3, 1.5)},
+            num_quarantined_blocks=7,
+        ),
+        clock=FakeClock(),
+    )
+    text = metrics.render().decode()
+    assert 'stage="writing",status="504"} 2.0' in text
+    assert "baton:handover_stage_seconds_sum" in text
+    assert 'baton:quarantined_blocks{engine_type="decode",model_name="m"} 7.0' in text
