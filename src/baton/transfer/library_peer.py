@@ -4,6 +4,9 @@ A batch that was posted cannot be called back. When the peer hangs or this side 
 thread follows the batch to its end; until then its ticket stays PENDING, so that nobody reuses the
 blocks at either end, and the owner sees this writer alive.
 
+A window's writes all wait in the queue that its name hashes to; the queues take turns, a batch
+each.
+
 Invariant: a batch is posted only after all earlier ones have arrived, and nothing is posted after
 the peer was closed or lost. Leaving with BYE means that every batch is known to have arrived.
 Elsewhere: the library (library.py), the connection that shows the owner's end (companion.py).
@@ -12,8 +15,10 @@ Elsewhere: the library (library.py), the connection that shows the owner's end (
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from baton.transfer.config import queue_of
 from baton.transfer.library import LibraryError, LibraryTarget, LibraryWrite, split_batches
 from baton.transfer.protocol import Copy, Ticket, TicketState, find_bad_copy
 from baton.transfer.ticket import WriteAccount, WriteTicket
@@ -24,6 +29,31 @@ _CLOSE_GRACE_S = 0.5
 _SHORTEST_PAUSE_S = 50e-6
 _LONGEST_PAUSE_S = 1e-3
 _JOIN_TIMEOUT_S = 2.0
+
+
+_CLOSED_HERE = "this side closed the peer"
+
+
+@dataclass(eq=False)
+class _Queue:
+    """Writes that move one after the other. `current` has begun, `batches` are what is left of it.
+    All but `batches` under the peer's lock."""
+
+    waiting: deque[WriteTicket] = field(default_factory=deque)
+    current: WriteTicket | None = None
+    batches: Iterator[list[Copy]] = field(default_factory=lambda: iter(()))
+
+    def begin_next(self) -> bool:
+        if self.current is None and self.waiting:
+            self.current = self.waiting.popleft()
+            self.batches = split_batches(self.current.copies)
+            self.current.start()
+        return self.current is not None
+
+    def take_all(self) -> list[WriteTicket]:
+        taken = [*([self.current] if self.current else []), *self.waiting]
+        self.current, self.waiting = None, deque()
+        return taken
 
 
 class LibraryPeer:
@@ -37,6 +67,7 @@ class LibraryPeer:
         accept: Callable[[], LibraryTarget],
         source_bytes: int,
         target_bytes: int,
+        num_queues: int,
         account: WriteAccount,
         stall_timeout_s: float,
         let_go: Callable[["LibraryPeer", bool], None],
@@ -49,8 +80,9 @@ class LibraryPeer:
         self._stall_timeout_s = stall_timeout_s
         self._let_go = let_go
         self._condition = threading.Condition()
-        self._queue: deque[WriteTicket] = deque()
-        self._current: WriteTicket | None = None
+        self._queues = [_Queue() for _ in range(num_queues)]
+        self._next = 0  # whose turn it is
+        self._attended: _Queue | None = None  # a batch of its current ticket may be under way
         self._is_closed = False
         self._is_proven = False
         self._has_ended = False
@@ -80,9 +112,9 @@ class LibraryPeer:
         ticket = self._account.new_ticket(window, copies)
         error = find_bad_copy(copies, self._source_bytes, self._target_bytes)
         with self._condition:
-            error = error or self._loss or ("this side closed the peer" if self._is_closed else "")
+            error = error or self._loss or (_CLOSED_HERE if self._is_closed else "")
             if not error:
-                self._queue.append(ticket)
+                self._queues[queue_of(window, len(self._queues))].waiting.append(ticket)
                 self._condition.notify_all()
         if error:
             ticket.settle(TicketState.FAILED, self._describe(error))
@@ -91,11 +123,12 @@ class LibraryPeer:
     def cancel(self, ticket: Ticket) -> None:
         assert isinstance(ticket, WriteTicket), "a ticket of another backend"
         ticket.is_cancel_requested = True
+        queue = self._queues[queue_of(ticket.window, len(self._queues))]
         with self._condition:
-            is_queued = ticket in self._queue
-            if is_queued:
-                self._queue.remove(ticket)
-        if is_queued:
+            is_waiting = ticket in queue.waiting
+            if is_waiting:
+                queue.waiting.remove(ticket)
+        if is_waiting:
             ticket.settle(TicketState.CANCELLED, "cancelled by this side")
 
     def fail(self, loss: str) -> None:
@@ -107,12 +140,12 @@ class LibraryPeer:
         is_own_thread = threading.current_thread() is self._thread
         with self._condition:
             self._is_closed = True
-            queued, self._queue = self._queue, deque()
+            dropped = self._take_unattended()
             self._condition.notify_all()
             if not is_own_thread:
                 self._condition.wait_for(lambda: self._has_ended, _CLOSE_GRACE_S)
-        for ticket in queued:
-            ticket.settle(TicketState.CANCELLED, "this side closed the peer")
+        for ticket in dropped:
+            self._settle(ticket)
         if not is_own_thread and self._has_ended:
             self._thread.join()
 
@@ -122,9 +155,9 @@ class LibraryPeer:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_JOIN_TIMEOUT_S)
         with self._condition:
-            current = self._current
+            current = self._attended.current if self._attended else None
         if current is not None:  # its thread is stuck in the library's handshake
-            current.settle(TicketState.CANCELLED, self._describe("this side closed the peer"))
+            current.settle(TicketState.CANCELLED, self._describe(_CLOSED_HERE))
 
     def _run(self) -> None:
         target: LibraryTarget | None = None
@@ -136,8 +169,8 @@ class LibraryPeer:
             with self._condition:
                 self._is_proven = True
                 self._condition.notify_all()
-            while (ticket := self._next_ticket()) is not None:
-                self._write(ticket, target)
+            while (queue := self._next_queue()) is not None:
+                self._take_turn(queue, target)
         except LibraryError as error:
             self._is_clean = False
             self._lose(str(error))
@@ -146,6 +179,9 @@ class LibraryPeer:
             self._lose(f"internal error: {error!r}")
             raise
         finally:
+            with self._condition:
+                self._attended = None
+            self._settle_unattended()
             if target is not None:
                 target.close(is_owner_lost=bool(self._loss))
             self._let_go(self, self._is_clean)
@@ -153,35 +189,58 @@ class LibraryPeer:
                 self._has_ended = True
                 self._condition.notify_all()
 
-    def _next_ticket(self) -> WriteTicket | None:
-        """None once there will be none."""
+    def _next_queue(self) -> _Queue | None:
+        """The one whose turn it is; None once there will be none."""
         with self._condition:
-            self._condition.wait_for(lambda: self._queue or not self.is_alive)
-            self._current = self._queue.popleft() if self.is_alive else None
-            return self._current
+            self._attended = None
+            while self.is_alive:
+                for _ in self._queues:
+                    queue = self._queues[self._next]
+                    self._next = (self._next + 1) % len(self._queues)
+                    if queue.begin_next():
+                        self._attended = queue
+                        return queue
+                self._condition.wait()
+            return None
 
-    def _write(self, ticket: WriteTicket, target: LibraryTarget) -> None:
-        ticket.start()
-        try:
-            for batch in split_batches(ticket.copies):
-                if self._must_stop(ticket):
-                    break
-                self._follow(target.post(batch))
-                ticket.num_bytes_moved += sum(copy.num_bytes for copy in batch)
-        except LibraryError as error:
-            ticket.settle(TicketState.FAILED, self._describe(self._loss or str(error)))
-            raise
-        finally:
-            with self._condition:
-                self._current = None
-        # Looked at once more after the last batch: what went to an owner that has died meanwhile
-        # has not arrived.
+    def _take_turn(self, queue: _Queue, target: LibraryTarget) -> None:
+        """The next batch of its current ticket, or that ticket's end."""
+        ticket = queue.current
+        assert ticket is not None
+        batch = None if self._must_stop(ticket) else next(queue.batches, None)
+        if batch is not None:
+            self._follow(target.post(batch))
+            ticket.num_bytes_moved += sum(copy.num_bytes for copy in batch)
+            return
+        with self._condition:
+            queue.current = None
+        self._settle(ticket)
+
+    def _settle(self, ticket: WriteTicket) -> None:
+        """As it ended. Looked at once more after the last batch: what went to an owner that has
+        died meanwhile has not arrived."""
         if self._loss:
             ticket.settle(TicketState.FAILED, self._describe(self._loss))
         elif self._must_stop(ticket):
-            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
+            reason = _CLOSED_HERE if self._is_closed else "cancelled by this side"
+            ticket.settle(TicketState.CANCELLED, reason)
         else:
             ticket.settle(TicketState.DONE)
+
+    def _settle_unattended(self) -> None:
+        with self._condition:
+            dropped = self._take_unattended()
+        for ticket in dropped:
+            self._settle(ticket)
+
+    def _take_unattended(self) -> list[WriteTicket]:
+        """What has no batch under way; it is no longer in its queue."""
+        idle = [queue for queue in self._queues if queue is not self._attended]
+        taken = [ticket for queue in idle for ticket in queue.take_all()]
+        if self._attended is not None:
+            taken += self._attended.waiting
+            self._attended.waiting = deque()
+        return taken
 
     def _follow(self, write: LibraryWrite) -> None:
         """Until it has arrived. Raises LibraryError when it will not, or nobody needs to know."""
@@ -199,10 +258,8 @@ class LibraryPeer:
     def _lose(self, loss: str) -> None:
         with self._condition:
             self._loss = self._loss or loss
-            queued, self._queue = self._queue, deque()
             self._condition.notify_all()
-        for ticket in queued:
-            ticket.settle(TicketState.FAILED, self._describe(loss))
+        self._settle_unattended()
 
     def _must_stop(self, ticket: WriteTicket) -> bool:
         return bool(self._loss) or ticket.is_cancel_requested or self._is_closed

@@ -40,11 +40,13 @@ class LibraryTransport:
         num_bytes: int,
         host: str,
         told_host: str,
+        num_queues: int,
         stall_timeout_s: float,
     ):
         self.name = name
         self._library = library
         self._num_bytes = num_bytes
+        self._num_queues = num_queues
         self._stall_timeout_s = stall_timeout_s
         self._windows = WindowTable(num_bytes)
         self._account = WriteAccount()
@@ -98,6 +100,7 @@ class LibraryTransport:
             lambda: self._library.accept(invitation),
             self._num_bytes,
             remote.num_bytes,
+            self._num_queues,
             self._account,
             self._stall_timeout_s,
             let_go=lambda peer, is_clean: self._let_go(peer, watch, is_clean),

@@ -19,7 +19,7 @@ from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import LibraryInvitation
 from baton.transfer.companion import STALL_TIMEOUT_S
-from baton.transfer.config import MooncakeConfig
+from baton.transfer.config import MooncakeConfig, TransferConfig
 from baton.transfer.library import PROOF_BYTES, LibraryError
 from baton.transfer.library_transport import LibraryTransport
 from baton.transfer.protocol import Copy
@@ -46,12 +46,21 @@ class MooncakeTransport(LibraryTransport):
         *,
         host: str = "127.0.0.1",
         advertised_host: str = "",
-        config: MooncakeConfig | None = None,
+        config: TransferConfig | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
     ):
         told_host = host_for_peers(host, advertised_host)
-        library = MooncakeLibrary(segment, told_host, config or MooncakeConfig())
-        super().__init__("mooncake", library, segment.num_bytes, host, told_host, stall_timeout_s)
+        config = config or TransferConfig()
+        library = MooncakeLibrary(segment, told_host, config.mooncake)
+        super().__init__(
+            "mooncake",
+            library,
+            segment.num_bytes,
+            host,
+            told_host,
+            config.num_queues,
+            stall_timeout_s,
+        )
 
 
 class MooncakeLibrary:

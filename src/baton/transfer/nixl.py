@@ -26,6 +26,7 @@ from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import LibraryInvitation
 from baton.transfer.companion import STALL_TIMEOUT_S
+from baton.transfer.config import TransferConfig
 from baton.transfer.library import PROOF_BYTES, LibraryError
 from baton.transfer.library_transport import LibraryTransport
 from baton.transfer.protocol import Copy
@@ -51,11 +52,15 @@ class NixlTransport(LibraryTransport):
         *,
         host: str = "127.0.0.1",
         advertised_host: str = "",
+        config: TransferConfig | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
     ):
         told_host = host_for_peers(host, advertised_host)
         library = NixlLibrary(segment)
-        super().__init__("nixl", library, segment.num_bytes, host, told_host, stall_timeout_s)
+        num_queues = (config or TransferConfig()).num_queues
+        super().__init__(
+            "nixl", library, segment.num_bytes, host, told_host, num_queues, stall_timeout_s
+        )
 
 
 class NixlLibrary:

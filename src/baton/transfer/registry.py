@@ -34,15 +34,13 @@ def _open_tcp(
 def _open_mooncake(
     segment: SharedSegment, host: str, advertised_host: str, config: TransferConfig
 ) -> KvTransport:
-    return MooncakeTransport(
-        segment, host=host, advertised_host=advertised_host, config=config.mooncake
-    )
+    return MooncakeTransport(segment, host=host, advertised_host=advertised_host, config=config)
 
 
 def _open_nixl(
     segment: SharedSegment, host: str, advertised_host: str, config: TransferConfig
 ) -> KvTransport:
-    return NixlTransport(segment, host=host, advertised_host=advertised_host)
+    return NixlTransport(segment, host=host, advertised_host=advertised_host, config=config)
 
 
 BACKENDS: Final[dict[str, OpenBackend]] = {

@@ -30,6 +30,7 @@ _PREFAULT_PIECE_BYTES = 256 << 10
 """A write waits for one piece at most: about 0.15 ms."""
 
 _CLOSED_HERE = "this side closed the peer"
+_CANCELLED = "cancelled by this side"
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not yet named in the mmap module
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -122,7 +123,7 @@ class CopyThreads:
 @dataclass(eq=False)
 class CopyQueue:
     """Writes of one peer that move one after the other. `current` has begun, and `pieces` are what
-    is left of it. `worker`: the thread that is at it now. All but `pieces` under the peer's lock.
+    is left of it. `is_attended`: a thread is at it now. All but `pieces` under the peer's lock.
     """
 
     peer: "ShmPeer"
@@ -131,7 +132,7 @@ class CopyQueue:
     current: WriteTicket | None = None
     pieces: Iterator[Copy] = field(default_factory=lambda: iter(()))
     is_scheduled: bool = False
-    worker: int | None = None
+    is_attended: bool = False
 
     def begin_next(self) -> WriteTicket | None:
         if self.current is None and self.waiting:
@@ -143,7 +144,7 @@ class CopyQueue:
     def take_unattended(self) -> list[WriteTicket]:
         """Whatever no thread is at right now; it is no longer in the queue."""
         taken, self.waiting = list(self.waiting), deque()
-        if self.current is not None and self.worker is None:
+        if self.current is not None and not self.is_attended:
             taken.insert(0, self.current)
             self.current = None
         return taken
@@ -172,6 +173,7 @@ class ShmPeer:
         self._let_go = let_go
         self._condition = threading.Condition()
         self._queues = [CopyQueue(self, prefaults=index == 0) for index in range(num_queues)]
+        self._busy: list[int] = []  # threads that copy or settle, each as often as it does so
         self._is_closed = False
         self._has_let_go = False
         self._loss = ""
@@ -205,24 +207,16 @@ class ShmPeer:
         """The owner is gone: fail what is queued; a copy that runs stops at its next piece."""
         with self._condition:
             self._loss = self._loss or loss
-            dropped = self._take_unattended()
-        for ticket in dropped:
-            ticket.settle(TicketState.FAILED, f"write to {self.name}: {loss}")
+        self._settle_unattended()
 
     def close(self) -> None:
-        me = threading.get_ident()
         with self._condition:
             self._is_closed = True
-            # In a completion callback we are a worker: two of those must not wait for each other.
-            if me not in self._workers():
-                while self._workers():
+            # In a completion callback we are busy: two of those must not wait for each other.
+            if threading.get_ident() not in self._busy:
+                while self._busy:
                     self._condition.wait()
-            dropped = self._take_unattended()
-            is_idle = not self._workers()
-        for ticket in dropped:
-            ticket.settle(TicketState.CANCELLED, _CLOSED_HERE)
-        if is_idle:
-            self._release()
+        self._settle_unattended()
 
     def take_turn(self, queue: CopyQueue) -> bool:
         """TURN_BYTES of one ticket, or a piece of prefaulting (on a copy thread); True if there is
@@ -231,22 +225,40 @@ class ShmPeer:
             if self._is_closed:
                 return False
             ticket = queue.begin_next()
-            queue.worker = threading.get_ident()
+            queue.is_attended = True
+            self._busy.append(threading.get_ident())
         if ticket is not None:
             self._copy(queue, ticket)
         elif self._has_work(queue):
             self._region.prefault_piece()
         with self._condition:
-            queue.worker = None
+            queue.is_attended = False
+        if not self.is_alive:
+            self._settle_unattended()
+        with self._condition:
             queue.is_scheduled = has_more = not self._is_closed and self._has_work(queue)
-            dropped = self._take_unattended() if not self.is_alive else []
-            is_last = self._is_closed and not self._workers()
-            self._condition.notify_all()
-        for left in dropped:
-            self._settle(left)
-        if is_last:
-            self._release()
+        self._leave()
         return has_more
+
+    def _settle_unattended(self) -> None:
+        """Of a peer that is lost or closed: everything that no thread copies right now."""
+        with self._condition:
+            self._busy.append(threading.get_ident())
+            dropped = [ticket for queue in self._queues for ticket in queue.take_unattended()]
+        for ticket in dropped:
+            self._settle(ticket)
+        self._leave()
+
+    def _leave(self) -> None:
+        """This thread does no more here; the last one to leave a closed peer lets go of it."""
+        with self._condition:
+            self._busy.remove(threading.get_ident())
+            must_let_go = self._is_closed and not self._busy and not self._has_let_go
+            self._has_let_go = self._has_let_go or must_let_go
+            self._condition.notify_all()
+        if must_let_go:
+            self._region.unmap()
+            self._let_go()
 
     def _has_work(self, queue: CopyQueue) -> bool:
         if queue.waiting or queue.current is not None:
@@ -257,12 +269,6 @@ class ShmPeer:
         if not queue.is_scheduled and self._has_work(queue):
             queue.is_scheduled = True
             self._threads.schedule(queue)
-
-    def _workers(self) -> set[int]:
-        return {queue.worker for queue in self._queues if queue.worker is not None}
-
-    def _take_unattended(self) -> list[WriteTicket]:
-        return [ticket for queue in self._queues for ticket in queue.take_unattended()]
 
     def _copy(self, queue: CopyQueue, ticket: WriteTicket) -> None:
         left = TURN_BYTES
@@ -288,20 +294,12 @@ class ShmPeer:
         if self._loss:
             ticket.settle(TicketState.FAILED, f"write to {self.name}: {self._loss}")
         elif self._must_stop(ticket):
-            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
+            ticket.settle(TicketState.CANCELLED, _CLOSED_HERE if self._is_closed else _CANCELLED)
         else:
             ticket.settle(TicketState.DONE)
 
     def _must_stop(self, ticket: WriteTicket) -> bool:
         return bool(self._loss) or ticket.is_cancel_requested or self._is_closed
-
-    def _release(self) -> None:
-        with self._condition:
-            if self._has_let_go:
-                return
-            self._has_let_go = True
-        self._region.unmap()
-        self._let_go()
 
 
 def split_pieces(copies: Sequence[Copy], piece_bytes: int) -> Iterator[Copy]:

@@ -17,7 +17,7 @@ from baton.core.errors import ConfigError, TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.testing.region_owner import RemoteOwner
-from baton.testing.transport_conformance import REGION_BYTES, Side, block, pair, wait_until
+from baton.testing.transport_checks.sides import REGION_BYTES, Side, block, pair, wait_until
 from baton.transfer import companion
 from baton.transfer.library import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, split_batches
 from baton.transfer.library_transport import LibraryTransport
@@ -178,7 +178,7 @@ print([name for name in sys.modules if name.startswith(("mooncake", "nixl"))])
 WRITER = """
 import sys
 from baton.testing.region_owner import RemoteOwner
-from baton.testing.transport_conformance import REGION_BYTES, Side, block
+from baton.testing.transport_checks.sides import REGION_BYTES, Side, block
 from baton.transfer.registry import open_transport
 side = Side(lambda segment: open_transport("{backend}", segment))
 for _ in range(2):
