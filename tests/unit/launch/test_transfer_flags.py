@@ -5,7 +5,7 @@ import pytest
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.launch.transfer_flags import mooncake_environ, mooncake_of
-from baton.transfer.config import MooncakeConfig
+from baton.transfer.config import MooncakeConfig, TransferConfig
 from baton.transfer.registry import open_transport, why_missing
 
 POOL, MNNVL = "SGLANG_MOONCAKE_CUSTOM_MEM_POOL", "MC_FORCE_MNNVL"
@@ -61,5 +61,5 @@ def test_a_build_without_cuda_refuses_nvlink_and_names_the_wheel(given: dict[str
     config, _ = mooncake_of("tcp", "", "mooncake", given)
     name = next(iter(given))
     with pytest.raises(ConfigError, match=f"{name}.* without CUDA; .*pip install mooncake-trans"):
-        open_transport("mooncake", segment, mooncake=config)
+        open_transport("mooncake", segment, config=TransferConfig(mooncake=config))
     segment.close()
