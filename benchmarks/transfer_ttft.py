@@ -6,7 +6,8 @@ Starts a unified worker, and a prefill and a decode worker, on this machine with
 and asks them in turn, without a router, so that both ways have the same HTTP in them. Prompts are
 random token ids from fixed seeds, never the same twice, so no prefix cache helps. The order
 changes from round to round. Prints the median of each way, the median of the differences within
-rounds, and their quartiles.
+rounds, and their quartiles; and how long prefill still wrote after it had computed, which is the
+most that sending layer by layer instead of chunk by chunk could save.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
 
 from baton.testing.processes import Server, running, worker
 
@@ -83,24 +85,45 @@ def body_of(num_tokens: int, seed: int) -> dict[str, object]:
     }
 
 
-async def measure(ways: list[Unified | Apart], num_tokens: int, rounds: int) -> None:
+async def writing_s(session: aiohttp.ClientSession, prefill: Server) -> tuple[int, float]:
+    """How many prompts were written to their end, and the seconds after they had been computed."""
+    async with session.get(f"{prefill.url}/metrics") as answer:
+        text = await answer.text()
+    values = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels.get("stage") == "writing"
+    }
+    stage = "baton:handover_stage_seconds"
+    return int(values.get(f"{stage}_count", 0)), values.get(f"{stage}_sum", 0.0)
+
+
+async def measure(
+    ways: list[Unified | Apart], prefill: Server, num_tokens: int, rounds: int
+) -> None:
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     async with aiohttp.ClientSession() as session:
         for number in range(-2, rounds):  # the first two warm up
+            if number == 0:
+                before = await writing_s(session, prefill)
             for way in ways if number % 2 else reversed(ways):
                 seed = 2 * (number + 2) + ways.index(way)
                 took_s = await way.first_token_s(session, body_of(num_tokens, seed))
                 if number >= 0:
                     seconds[way.name].append(took_s)
+        await asyncio.sleep(1.5)  # an idle engine tells its counters once a second
+        after = await writing_s(session, prefill)
     report(seconds, num_tokens)
+    mean_s = (after[1] - before[1]) / max(1, after[0] - before[0])
+    print(f"prefill wrote {mean_s * 1e3:.2f} ms longer than it computed, on average")
 
 
 def report(seconds: dict[str, list[float]], num_tokens: int) -> None:
     for name, values in seconds.items():
         print(f"{name}: TTFT p50 {statistics.median(values) * 1e3:.1f} ms at {num_tokens} tokens")
     added = [
-        apart - unified
-        for unified, apart in zip(seconds["unified"], seconds["apart"], strict=True)
+        apart - unified for unified, apart in zip(seconds["unified"], seconds["apart"], strict=True)
     ]
     low, middle, high = statistics.quantiles(added, n=4)
     share = middle / statistics.median(seconds["unified"])
@@ -113,14 +136,16 @@ def report(seconds: dict[str, list[float]], num_tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--backend", default="shm", help="KV transport (default: shm)")
+    parser.add_argument("--simulate-link", help="as of `baton serve`, for example 10Gbps,1ms")
     parser.add_argument("--tokens", type=int, default=2000, help="length of a prompt")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--model", type=Path, help="default: the embedded model")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         backend = f"--disaggregation-transfer-backend={options.backend}"
+        link = [f"--simulate-link={options.simulate_link}"] if options.simulate_link else []
         servers = {
-            role: worker(role, options.model, Path(folder), backend)
+            role: worker(role, options.model, Path(folder), backend, *link)
             for role in ("null", "prefill", "decode")
         }
         for server in servers.values():
@@ -131,7 +156,7 @@ def main() -> None:
                 Unified(servers["null"]),
                 Apart(servers["prefill"], servers["decode"]),
             ]
-            asyncio.run(measure(ways, options.tokens, options.rounds))
+            asyncio.run(measure(ways, servers["prefill"], options.tokens, options.rounds))
 
 
 if __name__ == "__main__":
