@@ -22,8 +22,7 @@ from baton.core.errors import ConfigError
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(msgspec.Struct, frozen=True, gc=False):
     """What an event, or a whole answer, brings. Numbers are of the answer so far, None where the
     server does not say; `text` is what to add, or the text so far where `is_cumulative`."""
 

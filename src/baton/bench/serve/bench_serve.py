@@ -84,6 +84,7 @@ async def bench_serve(bench: ServeBench) -> Outcome:
     limits = parse_limits(bench.limits.goodput)
     if bench.limits.find_sessions and not limits:
         raise ConfigError("--find-sessions needs limits; add --goodput ttft:1000 itl:100")
+    _check_streamed(bench.target, limits)
     require_processes(bench.output.server_pid)
     runner = await _Runner.start(bench)
     others, started_at = OtherLoad(MonotonicClock()), datetime.now(UTC)
@@ -230,6 +231,14 @@ def count_requests(records: list[Record]) -> Requests:
         errors=errors(records),
         counted_by=counted,
     )
+
+
+def _check_streamed(target: TargetConfig, limits: list[Limit]) -> None:
+    for limit in limits:
+        if target.disable_stream and limit.name != "e2el":
+            raise ConfigError(
+                f"--goodput {limit.name} needs streams; leave out --disable-stream, or give e2el"
+            )
 
 
 def _for_sessions(config: DatasetConfig, num_sessions: int, step: int) -> DatasetConfig:

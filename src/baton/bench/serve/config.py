@@ -246,7 +246,7 @@ class LimitsConfig:
         default=256, metadata={"help": "find-sessions: where to stop", "minimum": 1}
     )
     requests_per_session: int = field(
-        default=4,
+        default=10,
         metadata={"help": "find-sessions: requests a place, in each step", "minimum": 1},
     )
 

@@ -16,13 +16,15 @@ from baton.core.errors import ConfigError
 
 
 class CpuUse(msgspec.Struct, frozen=True, kw_only=True):
-    """Mean numbers of cores that were busy. `server_cores` is None without --server-pid;
-    `num_server_processes_ended` went away meanwhile: what they did after the start is not in it."""
+    """Mean numbers of cores that were busy. `server_cores` and `other_cores`, which are neither the
+    client's nor the server's, are None without --server-pid. `num_server_processes_ended` went
+    away meanwhile: what they did after the start is not in it."""
 
     cores: int
     client_cores: float
     server_cores: float | None
     machine_cores: float
+    other_cores: float | None
     num_server_processes: int
     num_server_processes_ended: int
 
@@ -56,11 +58,14 @@ class CpuMeter:
         server_s = sum(
             seconds - begin.server_s.get(process, 0.0) for process, seconds in end.server_s.items()
         )
+        client_s, machine_s = end.client_s - begin.client_s, end.machine_s - begin.machine_s
+        other_s = max(0.0, machine_s - client_s - server_s)
         return CpuUse(
             cores=psutil.cpu_count() or 1,
-            client_cores=rounded((end.client_s - begin.client_s) / lasted_s),
+            client_cores=rounded(client_s / lasted_s),
             server_cores=rounded(server_s / lasted_s) if self._pids else None,
-            machine_cores=rounded((end.machine_s - begin.machine_s) / lasted_s),
+            machine_cores=rounded(machine_s / lasted_s),
+            other_cores=rounded(other_s / lasted_s) if self._pids else None,
             num_server_processes=len(end.server_s),
             num_server_processes_ended=len(begin.server_s.keys() - end.server_s.keys()),
         )

@@ -121,6 +121,8 @@ def _facts(report: ServeReport) -> dict[str, str]:
     }
     if cpu.server_cores is not None:
         facts["cores busy: server"] = f"{cpu.server_cores:.2f}"
+    if cpu.other_cores is not None:
+        facts["cores busy: others"] = f"{cpu.other_cores:.2f}"
     if kept is not None:
         for limit in report.limits:
             facts[f"{limit.name} at most {limit.most_ms:g} ms"] = f"{kept.by_limit[limit.name]:.1%}"

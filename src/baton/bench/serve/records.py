@@ -55,8 +55,8 @@ class Record:
 
     @property
     def tpot_s(self) -> float | None:
-        """None for an answer of one token, which has no token after the first."""
-        if self.num_output < 2:
+        """None for an answer of one token, and for one that was not streamed."""
+        if self.num_output < 2 or not self.arrivals_s:
             return None
         return (self.e2e_s - self.ttft_s) / (self.num_output - 1)
 

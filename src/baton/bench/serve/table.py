@@ -88,6 +88,8 @@ def _rates(report: ServeReport) -> Table:
         ended = cpu.num_server_processes_ended
         note = f" ({ended} of its processes ended meanwhile)" if ended else ""
         table.add_row("cores busy: server", f"{cpu.server_cores:.2f}{note}")
+    if cpu.other_cores is not None:
+        table.add_row("cores busy: others", f"{cpu.other_cores:.2f}")
     table.add_row("cores busy: machine", f"{cpu.machine_cores:.2f} of {cpu.cores}")
     return table
 

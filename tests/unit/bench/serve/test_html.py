@@ -50,6 +50,7 @@ def report(records: list[Record]) -> ServeReport:
             client_cores=0.1,
             server_cores=1.5,
             machine_cores=1.9,
+            other_cores=0.3,
             num_server_processes=3,
             num_server_processes_ended=0,
         ),

@@ -52,7 +52,7 @@ def test_a_whole_answer_has_its_first_token_at_its_end() -> None:
     whole = record(1.0, [], 3.0, num_output=5)
     assert whole.ttft_s == whole.e2e_s == 2.0
     assert whole.itl_s == []
-    assert whole.tpot_s == 0.0
+    assert whole.tpot_s is None
 
 
 def test_one_token_has_no_time_per_token() -> None:
