@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from baton.bench.config import EngineBenchConfig, KernelBenchConfig, TransferBenchConfig
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.core.errors import ConfigError
+from baton.launch.bench_compare import add_compare_parser, run_compare
 from baton.launch.bench_serve import add_serve_parser, run_serve
 from baton.launch.flags import add_flags, from_args
 
@@ -33,6 +34,7 @@ examples:
   baton bench engine --peers peers.json    compare with figures taken before
   baton bench transfer                     KV blocks into another process, over every backend
   baton bench serve --request-rate 2       load on a running server, any that speaks OpenAI's API
+  baton bench compare --max-concurrency 8  the same load on Baton and other servers, in turn
 
 other engines are installed by benchmarks/peers, into PEERS_DIR (default: build/peers)
 """
@@ -63,8 +65,8 @@ def main(argv: Sequence[str]) -> int | None:
     # torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = _parser().parse_args(argv)
-    if flags.benchmark == "serve":
-        return run_serve(flags, argv)
+    if flags.benchmark in _SERVERS:
+        return _SERVERS[flags.benchmark](flags, argv)
     report = _BENCHMARKS[flags.benchmark](flags)
     _publish(report, from_args(_Output, flags))
     return None
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     transfer = benchmarks.add_parser("transfer", help="KV blocks into another process")
     add_flags(transfer, TransferBenchConfig, _Output)
     add_serve_parser(benchmarks)
+    add_compare_parser(benchmarks)
     return parser
 
 
@@ -121,6 +124,10 @@ _BENCHMARKS: "Final[dict[str, Callable[[argparse.Namespace], Report]]]" = {
     "engine": _engine,
     "transfer": _transfer,
 }
+
+
+_SERVERS: Final = {"serve": run_serve, "compare": run_compare}
+"""Those that have reports of their own."""
 
 
 def run_peers(peers_dir: Path, repetitions: int) -> "Peers | str":

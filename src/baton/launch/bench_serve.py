@@ -78,7 +78,7 @@ def run_serve(flags: argparse.Namespace, argv: Sequence[str]) -> int:
         limits=from_args(LimitsConfig, flags),
         output=output,
         command=("baton", "bench", *without_key(argv)),
-        load_tokenizer=lambda: _load_tokenizer(target.tokenizer),
+        load_tokenizer=lambda: load_tokenizer(target.tokenizer),
     )
     outcome = uvloop.run(bench_serve(bench))
     print_serve_report(outcome.report, Console())
@@ -102,11 +102,11 @@ def without_key(argv: Sequence[str]) -> list[str]:
     return shown
 
 
-def _load_tokenizer(name: str | None) -> "Tokenizer":
+def load_tokenizer(name: str | None) -> "Tokenizer":
     from baton.checkpoint.source import default_cache_dir, resolve_model
-    from baton.tokenizer.load import load_tokenizer
+    from baton.tokenizer import load
 
-    return load_tokenizer(resolve_model(name, cache_dir=default_cache_dir(os.environ)))
+    return load.load_tokenizer(resolve_model(name, cache_dir=default_cache_dir(os.environ)))
 
 
 def _check_output(output: OutputConfig) -> None:
@@ -121,15 +121,15 @@ def _check_output(output: OutputConfig) -> None:
 
 def _write(outcome: "Outcome", output: OutputConfig) -> None:
     if output.output_file is not None:
-        _write_file("--output-file", output.output_file, outcome.report.to_json())
+        write_file("--output-file", output.output_file, outcome.report.to_json())
     if output.html is not None:
         from baton.bench.serve.html import to_html
 
         page = to_html(outcome.report, outcome.records)
-        _write_file("--html", output.html, page.encode())
+        write_file("--html", output.html, page.encode())
 
 
-def _write_file(flag: str, path: Path, content: bytes) -> None:
+def write_file(flag: str, path: Path, content: bytes) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:

@@ -6,6 +6,7 @@
     client      sending it (http_response, sse, http_client, backends, exchange, load)
     metrics     what the latencies, limits and rates are (search: how many sessions fit in them)
     report      what is said about it (table, live, plots, html)
+    compare     several servers, in turn (peer_server, compare_table)
 
 Elsewhere: what runs in this process, without HTTP (baton/bench).
 """

@@ -6,12 +6,15 @@ Elsewhere: the parts (see __init__.py), the command line (baton/launch/bench_ser
 import asyncio
 import contextlib
 import gc
+import resource
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from baton.bench.machine import OtherLoad, describe_machine
+import msgspec
+
+from baton.bench.machine import Machine, OtherLoad, describe_machine
 from baton.bench.serve.arrival import plan_arrivals
 from baton.bench.serve.backends import Backend, History, make_backend
 from baton.bench.serve.config import (
@@ -86,6 +89,7 @@ async def bench_serve(bench: ServeBench) -> Outcome:
         raise ConfigError("--find-sessions needs limits; add --goodput ttft:1000 itl:100")
     _check_streamed(bench.target, limits)
     require_processes(bench.output.server_pid)
+    _raise_file_limit()
     runner = await _Runner.start(bench)
     others, started_at = OtherLoad(MonotonicClock()), datetime.now(UTC)
     steps: list[Step] | None = None
@@ -97,7 +101,7 @@ async def bench_serve(bench: ServeBench) -> Outcome:
     report = ServeReport(
         command=list(bench.command),
         started_at=started_at.isoformat(timespec="seconds"),
-        machine=describe_machine("the server's own", others),
+        machine=_machine(others, run.cpu),
         server=runner.server,
         settings=_settings(bench),
         dataset=_about(run.dataset),
@@ -263,6 +267,21 @@ def _step(number: int, records: list[Record], limits: list[Limit], least_share: 
         rates=rates(records),
         attainment=kept,
     )
+
+
+def _machine(others: OtherLoad, cpu: CpuUse) -> Machine:
+    """The client's machine. The server is no other, where its processes are known."""
+    machine = describe_machine("the server's own", others)
+    if cpu.other_cores is None:
+        return machine
+    return msgspec.structs.replace(machine, other_cores=cpu.other_cores)
+
+
+def _raise_file_limit() -> None:
+    """An open loop may need thousands of sockets; the usual soft limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _settings(bench: ServeBench) -> dict[str, Any]:

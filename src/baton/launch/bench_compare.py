@@ -1,0 +1,185 @@
+"""The command line of `baton bench compare`.
+
+Elsewhere: one load (baton/bench/serve/bench_serve.py), the scripts that start the servers
+(benchmarks/peers/start).
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from baton.bench.serve.config import (
+    DatasetConfig,
+    LimitsConfig,
+    LoadConfig,
+    OutputConfig,
+    TargetConfig,
+)
+from baton.core.errors import ConfigError
+from baton.launch.bench_serve import load_tokenizer, write_file
+from baton.launch.flags import add_flags, from_args
+
+if TYPE_CHECKING:
+    from baton.bench.serve.compare import Candidate, CompareReport, Rounds
+    from baton.bench.serve.report import ServeReport
+
+_SCRIPTS: Final = Path("benchmarks/peers/start")
+_SEED_STEP: Final = 104_729
+_EXAMPLES: Final = """\
+examples:
+  baton bench compare --servers baton-pd baton-unified --rounds 3 --request-rate 1
+  baton bench compare --max-concurrency 8 --goodput ttft:1000 itl:100   all that are known
+  baton bench compare --servers baton-pd mine=vllm@http://127.0.0.1:8001
+
+known: baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, openvino; the scripts in
+benchmarks/peers/start start them, where benchmarks/peers has installed them
+"""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    servers: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "known names, or NAME=BACKEND@URL for one that runs (default: all known)",
+            "metavar": "SERVER",
+        },
+    )
+    rounds: int = field(default=3, metadata={"help": "loads on each server", "minimum": 1})
+    warmup_requests: int = field(
+        default=2, metadata={"help": "requests before each load", "minimum": 0}
+    )
+    start_timeout_s: float = field(
+        default=300.0, metadata={"help": "how long a server may take to start"}
+    )
+    output_file: Path | None = field(
+        default=None,
+        metadata={"help": "write the report as JSON", "flags": ("--output-file", "--json")},
+    )
+
+
+def add_compare_parser(benchmarks: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = benchmarks.add_parser(
+        "compare",
+        help="the same load on several servers, in turn",
+        description="Start several servers in turn, several times, and put the same load on each.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    groups = {
+        "what is compared": CompareConfig,
+        "what is sent": DatasetConfig,
+        "when it is sent": LoadConfig,
+        "what is good enough": LimitsConfig,
+    }
+    for title, config_type in groups.items():
+        add_flags(parser.add_argument_group(title), config_type)
+
+
+def run_compare(flags: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Prints one page. 1 when a server failed."""
+    from rich.console import Console
+
+    from baton.bench.serve.compare_table import print_comparison
+
+    report = _compare(flags, argv)
+    print_comparison(report, Console())
+    output_file = from_args(CompareConfig, flags).output_file
+    if output_file is not None:
+        write_file("--output-file", output_file, report.to_json())
+    return int(any(each.failure is not None for each in report.servers.values()))
+
+
+def _compare(flags: argparse.Namespace, argv: Sequence[str]) -> "CompareReport":
+    from datetime import UTC, datetime
+
+    from baton.bench.machine import OtherLoad, describe_machine
+    from baton.bench.serve.compare import KNOWN, CompareReport, Rounds, parse_candidates, turns
+    from baton.bench.serve.server import ServerError
+    from baton.core.clock import MonotonicClock
+
+    config = from_args(CompareConfig, flags)
+    candidates = parse_candidates(config.servers or tuple(KNOWN))
+    _require_scripts(candidates)
+    others, started_at = OtherLoad(MonotonicClock()), datetime.now(UTC)
+    done = {each.name: Rounds(each) for each in candidates}
+    for number, candidate in turns(candidates, config.rounds):
+        rounds = done[candidate.name]
+        if rounds.failure is not None:
+            continue
+        try:
+            rounds.reports.append(_round(candidate, number, config, flags))
+        except ServerError as error:
+            rounds.failure = str(error)
+        _tell(rounds, number)
+    reports = [each for rounds in done.values() for each in rounds.reports]
+    return CompareReport(
+        command=["baton", "bench", *argv],
+        started_at=started_at.isoformat(timespec="seconds"),
+        machine=describe_machine("the servers' own", others),
+        rounds=config.rounds,
+        settings=reports[0].settings if reports else {},
+        servers={name: rounds.compared() for name, rounds in done.items()},
+    )
+
+
+def _round(
+    candidate: "Candidate", number: int, config: CompareConfig, flags: argparse.Namespace
+) -> "ServeReport":
+    from baton.bench.serve.peer_server import started
+
+    if candidate.url is not None:
+        return _load(candidate, candidate.url, (), number, config, flags)
+    assert candidate.script is not None
+    command = [str(_SCRIPTS / candidate.script), "PORT", *candidate.arguments]
+    with started(command, timeout_s=config.start_timeout_s) as (url, pid):
+        return _load(candidate, url, (pid,), number, config, flags)
+
+
+def _load(
+    candidate: "Candidate",
+    url: str,
+    pids: tuple[int, ...],
+    number: int,
+    config: CompareConfig,
+    flags: argparse.Namespace,
+) -> "ServeReport":
+    import uvloop
+
+    from baton.bench.serve.bench_serve import ServeBench, bench_serve
+
+    dataset = from_args(DatasetConfig, flags)
+    bench = ServeBench(
+        target=TargetConfig(
+            backend=candidate.backend, base_url=url, warmup_requests=config.warmup_requests
+        ),
+        dataset=replace(dataset, seed=dataset.seed + number * _SEED_STEP),
+        load=from_args(LoadConfig, flags),
+        limits=from_args(LimitsConfig, flags),
+        output=OutputConfig(server_pid=pids),
+        command=(),
+        load_tokenizer=lambda: load_tokenizer(None),
+    )
+    return uvloop.run(bench_serve(bench)).report
+
+
+def _require_scripts(candidates: "Sequence[Candidate]") -> None:
+    for each in candidates:
+        if each.script is not None and not os.access(_SCRIPTS / each.script, os.X_OK):
+            raise ConfigError(
+                f"--servers {each.name}: {_SCRIPTS / each.script} is not here; run from Baton's"
+                " repository"
+            )
+
+
+def _tell(rounds: "Rounds", number: int) -> None:
+    name = rounds.candidate.name
+    if rounds.failure is not None:
+        print(f"round {number + 1}, {name}: {rounds.failure}", file=sys.stderr)
+        return
+    rate = rounds.reports[-1].rates.output_tokens_per_s
+    print(f"round {number + 1}, {name}: {rate:g} output tokens/s", file=sys.stderr)
