@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SCRIPTS: Final = Path("benchmarks/peers/start")
 _SEED_STEP: Final = 104_729
+_FILE_COLUMNS: Final = 140
 _EXAMPLES: Final = """\
 examples:
   baton bench compare --servers baton-pd baton-unified --rounds 3 --request-rate 1
@@ -87,7 +88,8 @@ def run_compare(flags: argparse.Namespace, argv: Sequence[str]) -> int:
     from baton.bench.serve.compare_table import print_comparison
 
     report = _compare(flags, argv)
-    print_comparison(report, Console())
+    is_piped = not sys.stdout.isatty()
+    print_comparison(report, Console(width=_FILE_COLUMNS if is_piped else None))
     output_file = from_args(CompareConfig, flags).output_file
     if output_file is not None:
         write_file("--output-file", output_file, report.to_json())

@@ -18,7 +18,7 @@ def print_comparison(report: CompareReport, console: Console) -> None:
     machine = report.machine
     console.print(
         f"{machine.cpu}, {machine.cores} cores; {report.rounds} rounds, every server afresh in"
-        " each; medians, in brackets the lowest and highest",
+        " each; medians, under them the lowest and highest",
         highlight=False,
         markup=False,
     )
@@ -31,7 +31,7 @@ def _figures(report: CompareReport) -> Table:
     table = Table()
     table.add_column("", no_wrap=True)
     for name in report.servers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     names = dict.fromkeys(name for each in report.servers.values() for name in each.figures)
     for name in names:
         figures = [each.figures.get(name) for each in report.servers.values()]
@@ -45,7 +45,7 @@ def _cell(figure: Figure | None) -> str:
         return "-"
     if len(figure.samples) == 1:
         return number(figure.median)
-    return f"{number(figure.median)} ({number(figure.lowest)}-{number(figure.highest)})"
+    return f"{number(figure.median)}\n{number(figure.lowest)}-{number(figure.highest)}"
 
 
 def _warnings(report: CompareReport) -> list[str]:

@@ -24,6 +24,9 @@ from baton.bench.serve.sessions import Session
 
 _SEED_STREAM: Final = 4
 
+Places = asyncio.Queue[float]
+"""The free places of a closed loop: since when each has been free."""
+
 OnEnd = Callable[[Record], None]
 
 
@@ -51,6 +54,13 @@ def draw_pauses(sessions: Sequence[Session], mean_s: float, seed: int) -> list[l
     ]
 
 
+def _places(number: int) -> Places:
+    places = Places()
+    for _ in range(number):
+        places.put_nowait(0.0)
+    return places
+
+
 class Load:
     """One run of a plan. `on_start` and `on_end` are told of every request."""
 
@@ -68,12 +78,11 @@ class Load:
         self._on_end = on_end
         self._records: list[Record] = []
         self._zero_s = 0.0
-        self._freed_s = 0.0
 
     async def run(self) -> list[Record]:
         """All records, in order of session and turn."""
         limit = self._plan.max_concurrency
-        places = asyncio.Semaphore(limit) if limit is not None else None
+        places = _places(limit) if limit is not None else None
         order = sorted(range(len(self._plan.sessions)), key=self._plan.arrivals_s.__getitem__)
         self._zero_s = time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -81,13 +90,11 @@ class Load:
                 due_s = self._plan.arrivals_s[number]
                 await self._until(due_s)
                 if places is not None:
-                    has_to_wait = places.locked()
-                    await places.acquire()
-                    due_s = max(due_s, self._freed_s) if has_to_wait else due_s
+                    due_s = max(due_s, await places.get())
                 group.create_task(self._session(number, due_s, places))
         return sorted(self._records, key=lambda record: (record.session, record.turn))
 
-    async def _session(self, number: int, due_s: float, places: asyncio.Semaphore | None) -> None:
+    async def _session(self, number: int, due_s: float, places: Places | None) -> None:
         session, pauses_s = self._plan.sessions[number], self._plan.pauses_s[number]
         history = History()
         has_failed = False
@@ -110,8 +117,7 @@ class Load:
             if self._on_end is not None:
                 self._on_end(record)
         if places is not None:
-            self._freed_s = self._now_s()
-            places.release()
+            places.put_nowait(self._now_s())
 
     async def _until(self, at_s: float) -> None:
         left_s = at_s - self._now_s()

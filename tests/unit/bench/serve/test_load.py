@@ -102,6 +102,13 @@ def test_a_closed_loop_keeps_its_places_full_and_no_more() -> None:
         assert all(record.is_ok for record in records)
         assert server.most_running == 3
         assert len(server.requests) == 12
+        # What is planned for the fourth on is when the place that it got became free.
+        ends_s = sorted(record.ended_s for record in records)
+        assert [record.planned_s for record in records[:3]] == [0.0] * 3
+        assert all(
+            end_s <= record.planned_s <= record.sent_s
+            for end_s, record in zip(ends_s, records[3:], strict=False)
+        )
 
     run(go())
 
