@@ -1,6 +1,6 @@
 """The dialects of servers: what a request's body says, and what an event of the answer brings.
 
-    sglang                 /generate; text so far, `meta_info`
+    sglang, sglang-native  /generate; text so far, `meta_info`
     sglang-oai, vllm       /v1/completions; usage in every event
     llama.cpp              /v1/completions; `timings` in every event
     openai                 /v1/completions; only what OpenAI has
@@ -75,7 +75,7 @@ class Backend(Protocol):
 def make_backend(config: TargetConfig, model: str) -> Backend:
     """Raises ConfigError for an --extra-request-body that is no JSON object."""
     extra = parse_extra(config.extra_request_body)
-    if config.backend == "sglang":
+    if config.backend in ("sglang", "sglang-native"):
         return SglangNative(config, extra)
     if config.backend.endswith("-chat"):
         return Chat(config, model, extra)

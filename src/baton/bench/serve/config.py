@@ -13,6 +13,7 @@ from baton.core.errors import ConfigError
 
 BackendName = Literal[
     "sglang",
+    "sglang-native",
     "sglang-oai",
     "sglang-oai-chat",
     "vllm",
@@ -22,7 +23,9 @@ BackendName = Literal[
     "openai",
     "openai-chat",
 ]
-DatasetName = Literal["random", "sharegpt", "generated-shared-prefix", "azure", "mooncake"]
+DatasetName = Literal[
+    "random", "random-ids", "sharegpt", "generated-shared-prefix", "azure", "mooncake"
+]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def make_dataset(
     joined to an answer's text, ids become text. Raises ConfigError."""
     draw = np.random.default_rng(config.seed)
     match config.dataset_name:
-        case "random":
+        case "random" | "random-ids":
             made = random_lengths(config, draw)
         case "generated-shared-prefix":
             made = shared_prefix(config, draw)
