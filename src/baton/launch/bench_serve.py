@@ -39,6 +39,7 @@ examples:
 every figure is defined in docs/benchmarking.md
 """
 
+_EXIT_INTERRUPTED: Final = 130  # as every command of baton
 _GROUPS: Final = {
     "the server": TargetConfig,
     "what is sent": DatasetConfig,
@@ -61,7 +62,8 @@ def add_serve_parser(benchmarks: "argparse._SubParsersAction[argparse.ArgumentPa
 
 
 def run_serve(flags: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Prints the report and writes what was asked for. 1 when no request succeeded."""
+    """Prints the report and writes what was asked for. 1 when no request succeeded, 130 when the
+    user stopped it."""
     import uvloop
     from rich.console import Console
 
@@ -83,6 +85,8 @@ def run_serve(flags: argparse.Namespace, argv: Sequence[str]) -> int:
     outcome = uvloop.run(bench_serve(bench))
     print_serve_report(outcome.report, Console())
     _write(outcome, output)
+    if outcome.report.is_stopped:
+        return _EXIT_INTERRUPTED
     return 0 if outcome.report.requests.succeeded else 1
 
 

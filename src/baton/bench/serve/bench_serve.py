@@ -67,11 +67,12 @@ class ServeBench:
 
 @dataclass(frozen=True)
 class _Run:
-    """One load that has ended."""
+    """One load that has ended. `is_stopped`: by Ctrl-C; then `records` are of what had ended."""
 
     dataset: Dataset
     records: list[Record]
     cpu: CpuUse
+    is_stopped: bool
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ async def bench_serve(bench: ServeBench) -> Outcome:
         client=judge_client(lateness_ms(run.records), run.cpu.client_cores),
         sustained_sessions=sustained,
         steps=steps,
+        is_stopped=run.is_stopped,
         details=details_of(run.records) if bench.output.output_details else None,
     )
     return Outcome(report, run.records)
@@ -160,17 +162,19 @@ class _Runner:
         sender = self._sender(live)
         showing = asyncio.create_task(live.show())
         meter = CpuMeter(self._bench.output.server_pid)
+        load_run = Load(plan, sender, on_start=live.on_start, on_end=live.on_end)
         try:
             with _frozen_heap():
-                records = await Load(plan, sender, on_start=live.on_start, on_end=live.on_end).run()
+                is_stopped = await _was_stopped(load_run)
             cpu = meter.use()
         finally:
             showing.cancel()
             await asyncio.wait([showing])
-        return _Run(dataset, records, cpu)
+        return _Run(dataset, load_run.ended(), cpu, is_stopped)
 
     async def search(self, limits: list[Limit]) -> tuple[_Run, int, list[Step]]:
-        """The run of the best step, or of the only bad one; the most sessions; all steps."""
+        """The run of the best step, or of the last where none was good; the most sessions; all
+        steps."""
         wanted = self._bench.limits
         search, steps = SessionSearch(wanted.max_sessions), list[Step]()
         best: _Run | None = None
@@ -181,6 +185,8 @@ class _Runner:
             )
             load = replace(self._bench.load, request_rate=float("inf"), max_concurrency=number)
             last = await self.run(f"{number} sessions", config, load)
+            if last.is_stopped:
+                break
             step = _step(number, last.records, limits, wanted.attainment)
             steps.append(step)
             search.note(number, is_good=step.is_within_limits)
@@ -213,6 +219,19 @@ class _Runner:
             tokenizer=self._tokenizer,
             on_arrival=live.on_arrival if live is not None else None,
         )
+
+
+async def _was_stopped(load: Load) -> bool:
+    """Whether the user stopped it after something had ended, so that there is something to say."""
+    try:
+        await load.run()
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or not load.ended():
+            raise
+        task.uncancel()
+        return True
+    return False
 
 
 def backwards(content: Content) -> Content:

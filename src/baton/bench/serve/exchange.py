@@ -16,7 +16,7 @@ import msgspec
 from baton.bench.serve.backends import Backend, History, Part, error_text
 from baton.bench.serve.http_client import HttpClient
 from baton.bench.serve.http_response import BadResponse
-from baton.bench.serve.records import CountedBy, Record
+from baton.bench.serve.records import STOPPED, CountedBy, Record
 from baton.bench.serve.sse import DONE, SseParser
 from baton.tokenizer.tokenizer import Tokenizer
 
@@ -145,7 +145,7 @@ class Sender:
         self._on_arrival = on_arrival
 
     async def send(self, history: History, num_output: int, record: Record, zero_s: float) -> None:
-        """Fills in `record`. Only cancelling it raises."""
+        """Fills in `record`. Only cancelling it raises, and leaves the record as STOPPED."""
         body = self._backend.body(history, num_output)
         answer = Answer(self._backend, record, zero_s, self._on_arrival)
         if body.get("stream"):
@@ -159,6 +159,9 @@ class Sender:
                 )
             record.ended_s = time.perf_counter() - zero_s
             answer.finish(status, self._tokenizer)
+        except asyncio.CancelledError:
+            record.error = STOPPED
+            raise
         except (AnswerError, BadResponse) as error:
             record.error = str(error)
         except OSError as error:  # TimeoutError is one, ours and the system's

@@ -19,7 +19,7 @@ import numpy as np
 
 from baton.bench.serve.backends import History
 from baton.bench.serve.exchange import Sender
-from baton.bench.serve.records import NOT_SENT, Record
+from baton.bench.serve.records import NOT_SENT, STOPPED, Record
 from baton.bench.serve.sessions import Session
 
 _SEED_STREAM: Final = 4
@@ -80,7 +80,8 @@ class Load:
         self._zero_s = 0.0
 
     async def run(self) -> list[Record]:
-        """All records, in order of session and turn."""
+        """All records, in order of session and turn. When it is cancelled, `ended` has those of
+        the requests that had ended."""
         limit = self._plan.max_concurrency
         places = _places(limit) if limit is not None else None
         order = sorted(range(len(self._plan.sessions)), key=self._plan.arrivals_s.__getitem__)
@@ -92,7 +93,11 @@ class Load:
                 if places is not None:
                     due_s = max(due_s, await places.get())
                 group.create_task(self._session(number, due_s, places))
-        return sorted(self._records, key=lambda record: (record.session, record.turn))
+        return self.ended()
+
+    def ended(self) -> list[Record]:
+        ended = [each for each in self._records if each.ended_s > 0 and each.error != STOPPED]
+        return sorted(ended, key=lambda record: (record.session, record.turn))
 
     async def _session(self, number: int, due_s: float, places: Places | None) -> None:
         session, pauses_s = self._plan.sessions[number], self._plan.pauses_s[number]

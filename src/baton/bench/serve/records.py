@@ -8,6 +8,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
+STOPPED: Final = "stopped by the user"
 NOT_SENT: Final = "not sent: an earlier turn of its session failed"
 
 

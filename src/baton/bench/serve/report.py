@@ -48,7 +48,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
     """`sustained_sessions` and `steps` belong to --find-sessions; the other figures are then those
-    of the largest step within the limits, or of the last where none was."""
+    of the largest step within the limits, or of the last where none was. `is_stopped`: the user
+    ended it, and the requests that ran at that moment are left out."""
 
     benchmark: str = "serve"
     command: list[str]
@@ -66,6 +67,7 @@ class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
     client: Client
     sustained_sessions: int | None = None
     steps: list[Step] | None = None
+    is_stopped: bool = False
     details: list[dict[str, Any]] | None = None
 
     def to_json(self) -> bytes:

@@ -35,6 +35,8 @@ def print_serve_report(report: ServeReport, console: Console) -> None:
         console.print(_limits(report))
     for error, count in report.requests.errors.items():
         console.print(f"{count} failed: {error}", style="red", highlight=False, markup=False)
+    if report.is_stopped:
+        console.print("stopped: what ran at that moment is left out", style="red", highlight=False)
     if report.client.bottleneck is not None:
         console.print(
             f"THE CLIENT WAS THE BOTTLENECK: {report.client.bottleneck}. These figures are not the"

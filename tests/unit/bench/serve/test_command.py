@@ -1,8 +1,12 @@
 """`baton bench serve` from the command line, against a server over real sockets."""
 
+import asyncio
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 
 from baton.launch import cli
 from baton.launch.bench_serve import without_key
+from baton.testing.processes import wait_until
 from baton.testing.scripted_server import (
     DONE,
     STREAM_HEAD,
@@ -206,3 +211,27 @@ def test_keys_stay_out_of_the_command() -> None:
         "1",
     ]
     assert without_key(["--api-key=a", "--api", "b"]) == ["--api-key=...", "--api", "..."]
+
+
+def test_ctrl_c_reports_what_had_ended(tmp_path: Path) -> None:
+    """The first request is answered, the second never; then the user has enough."""
+    path = tmp_path / "report.json"
+    never = asyncio.Event()
+
+    def script(request: Request) -> Sequence[Step]:
+        return answer(request) if len(served.requests) == 1 else [STREAM_HEAD, never]
+
+    with ScriptedServer(script).in_thread() as served:
+        command = [sys.executable, "-m", "baton.launch.cli", "bench", "serve", *SHORT]
+        command += [f"--base-url={served.url}", "--num-prompts=3", "--warmup-requests=0"]
+        command += ["--max-concurrency=1", f"--json={path}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+            wait_until(lambda: len(served.requests) == 2, "the second request")
+            client.send_signal(signal.SIGINT)
+            shown, _ = client.communicate(timeout=60)
+    assert client.returncode == 130
+    assert b"1 of 1 succeeded" in shown
+    assert b"stopped" in shown
+    report = report_of(path)
+    assert report["is_stopped"] is True
+    assert (report["requests"]["planned"], report["requests"]["errors"]) == (1, {})
