@@ -38,12 +38,14 @@ from baton.bench.serve.metrics import (
     lateness_ms,
     parse_limits,
     rates,
+    summarize,
 )
 from baton.bench.serve.records import Record
 from baton.bench.serve.report import Requests, ServeReport, Step, details_of, judge_client
 from baton.bench.serve.server import ServerError, describe, first_model, flush_cache
 from baton.bench.serve.session_search import SessionSearch
 from baton.bench.serve.sessions import Content, Dataset
+from baton.bench.serve.wake_meter import WakeMeter
 from baton.core.clock import MonotonicClock
 from baton.core.errors import ConfigError
 from baton.tokenizer.tokenizer import Tokenizer
@@ -73,6 +75,7 @@ class _Run:
     records: list[Record]
     cpu: CpuUse
     is_stopped: bool
+    wakes_ms: list[float]
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,9 @@ async def bench_serve(bench: ServeBench) -> Outcome:
         limits=limits,
         attainment=attainment(run.records, limits) if limits else None,
         cpu=run.cpu,
-        client=judge_client(lateness_ms(run.records), run.cpu.client_cores),
+        client=judge_client(
+            lateness_ms(run.records), summarize(run.wakes_ms), run.cpu.client_cores
+        ),
         sustained_sessions=sustained,
         steps=steps,
         is_stopped=run.is_stopped,
@@ -160,7 +165,8 @@ class _Runner:
         )
         live = Live(title, plan.num_requests, stream=terminal(self._bench.output.disable_tqdm))
         sender = self._sender(live)
-        showing = asyncio.create_task(live.show())
+        wakes = WakeMeter()
+        watching = [asyncio.create_task(each) for each in (live.show(), wakes.run())]
         meter = CpuMeter(self._bench.output.server_pid)
         load_run = Load(plan, sender, on_start=live.on_start, on_end=live.on_end)
         try:
@@ -168,9 +174,10 @@ class _Runner:
                 is_stopped = await _was_stopped(load_run)
             cpu = meter.use()
         finally:
-            showing.cancel()
-            await asyncio.wait([showing])
-        return _Run(dataset, load_run.ended(), cpu, is_stopped)
+            for task in watching:
+                task.cancel()
+            await asyncio.wait(watching)
+        return _Run(dataset, load_run.ended(), cpu, is_stopped, wakes.late_ms)
 
     async def search(self, limits: list[Limit]) -> tuple[_Run, int, list[Step]]:
         """The run of the best step, or of the last where none was good; the most sessions; all

@@ -29,9 +29,11 @@ class Requests(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """`bottleneck` says how the client itself spoiled the figures, None when it did not."""
+    """`lateness_ms` is of sending, `wake_ms` of the event loop. `bottleneck` says how the client
+    itself spoiled the figures, None when it did not."""
 
     lateness_ms: Summary | None
+    wake_ms: Summary | None
     bottleneck: str | None
 
 
@@ -74,9 +76,10 @@ class ServeReport(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
-def judge_client(lateness: Summary | None, client_cores: float) -> Client:
+def judge_client(lateness: Summary | None, wakes: Summary | None, client_cores: float) -> Client:
     """One thread sends and receives everything, so a core that it keeps busy is its limit; sending
-    late by more than a few milliseconds means that load and times are not what was asked for."""
+    or waking late by more than a few milliseconds means that load and times are not what was asked
+    for."""
     reasons = []
     if client_cores >= _BUSY_SHARE:
         reasons.append(f"the client kept {client_cores:.2f} of a core busy, its most is 1")
@@ -85,8 +88,12 @@ def judge_client(lateness: Summary | None, client_cores: float) -> Client:
             f"1 of 100 requests was sent {lateness.p99:.0f} ms late or more: the client got too"
             " little processor"
         )
+    if wakes is not None and wakes.p99 >= _LATE_MS:
+        reasons.append(
+            f"1 of 100 times it woke {wakes.p99:.0f} ms late or more, and took times that late"
+        )
     bottleneck = "; ".join(reasons) or None
-    return Client(lateness_ms=lateness, bottleneck=bottleneck)
+    return Client(lateness_ms=lateness, wake_ms=wakes, bottleneck=bottleneck)
 
 
 def details_of(records: Sequence[Record]) -> list[dict[str, Any]]:

@@ -57,7 +57,8 @@ def _latencies(report: ServeReport) -> Table:
         "between tokens (ITL)": report.latencies.itl_ms,
         "per output token (TPOT)": report.latencies.tpot_ms,
         "end to end (E2E)": report.latencies.e2el_ms,
-        "sent late by": report.client.lateness_ms,
+        "client: sent late by": report.client.lateness_ms,
+        "client: woke late by": report.client.wake_ms,
     }
     for name, summary in rows.items():
         table.add_row(name, *_cells(summary))

@@ -54,7 +54,7 @@ def report(records: list[Record]) -> ServeReport:
             num_server_processes=3,
             num_server_processes_ended=0,
         ),
-        client=Client(lateness_ms=summarize([1.0]), bottleneck="too slow"),
+        client=Client(lateness_ms=summarize([1.0]), wake_ms=None, bottleneck="too slow"),
     )
 
 

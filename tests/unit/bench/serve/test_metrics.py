@@ -154,11 +154,14 @@ def test_lateness_is_of_what_was_sent() -> None:
 
 
 def test_a_client_that_spoils_the_figures_says_so() -> None:
-    assert judge_client(summarize([1.0]), 0.3).bottleneck is None
-    assert judge_client(None, 0.3).bottleneck is None
-    busy = judge_client(summarize([1.0]), 0.95).bottleneck
+    assert judge_client(summarize([1.0]), summarize([1.0]), 0.3).bottleneck is None
+    assert judge_client(None, None, 0.3).bottleneck is None
+    busy = judge_client(summarize([1.0]), None, 0.95).bottleneck
     assert busy is not None
     assert "0.95 of a core busy" in busy
-    late = judge_client(summarize([150.0]), 0.1).bottleneck
+    late = judge_client(summarize([150.0]), None, 0.1).bottleneck
     assert late is not None
     assert "150 ms late" in late
+    drowsy = judge_client(None, summarize([40.0]), 0.1).bottleneck
+    assert drowsy is not None
+    assert "woke 40 ms late" in drowsy
