@@ -10,7 +10,7 @@ import numpy as np
 
 from baton.bench.serve.config import DatasetConfig
 from baton.bench.serve.random_prompts import random_lengths, shared_prefix
-from baton.bench.serve.sessions import Dataset, Session, Turn
+from baton.bench.serve.sessions import Dataset, Session, Turn, fit
 from baton.bench.serve.sharegpt import sharegpt
 from baton.bench.serve.traces import replay
 from baton.core.errors import ConfigError
@@ -27,9 +27,9 @@ def make_dataset(
     draw = np.random.default_rng(config.seed)
     match config.dataset_name:
         case "random" | "random-ids":
-            made = random_lengths(config, draw)
+            made = _fitting(random_lengths(config, draw), config.max_context_len)
         case "generated-shared-prefix":
-            made = shared_prefix(config, draw)
+            made = _fitting(shared_prefix(config, draw), config.max_context_len)
         case "sharegpt":
             return sharegpt(config, draw, load_tokenizer())
         case "azure" | "mooncake":
@@ -40,6 +40,16 @@ def make_dataset(
         return made
     tokenizer = load_tokenizer()
     return replace(made, sessions=tuple(_as_text(each, tokenizer) for each in made.sessions))
+
+
+def _fitting(made: Dataset, limit: int | None) -> Dataset:
+    """Without the sessions that are too long. Raises ConfigError when none is left."""
+    kept, num_left_out = fit(made.sessions, limit, len(made.sessions))
+    if not kept:
+        raise ConfigError(
+            f"--max-context-len {limit}: every session is longer; raise it, or ask for shorter ones"
+        )
+    return replace(made, sessions=tuple(kept), num_left_out=num_left_out)
 
 
 def _as_text(session: Session, tokenizer: Tokenizer) -> Session:

@@ -83,6 +83,15 @@ def test_sessions_of_a_group_share_their_prefix_and_nothing_else() -> None:
     assert sorted(shuffled, key=str) == sorted(prompts, key=str)
 
 
+def test_made_up_sessions_that_are_too_long_are_left_out() -> None:
+    options = {"num_prompts": 50, "random_input_len": 40, "random_output_len": 40}
+    dataset = make(**options, max_context_len=40)
+    assert 0 < dataset.num_left_out == 50 - len(dataset.sessions) < 50
+    assert all(each.num_tokens <= 40 for each in dataset.sessions)
+    with pytest.raises(ConfigError, match="--max-context-len 2: every session is longer"):
+        make(**options, random_range_ratio=1.0, max_context_len=2)
+
+
 CONVERSATIONS = [
     [("human", "one?"), ("gpt", "answer"), ("human", "two?"), ("gpt", "more")],
     [("human", "?"), ("gpt", "too short a question")],
