@@ -39,7 +39,7 @@ examples:
 every figure is defined in docs/benchmarking.md
 """
 
-_EXIT_INTERRUPTED: Final = 130  # as every command of baton
+EXIT_INTERRUPTED: Final = 130  # as every command of baton
 _GROUPS: Final = {
     "the server": TargetConfig,
     "what is sent": DatasetConfig,
@@ -86,7 +86,7 @@ def run_serve(flags: argparse.Namespace, argv: Sequence[str]) -> int:
     print_serve_report(outcome.report, Console())
     _write(outcome, output)
     if outcome.report.is_stopped:
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     return 0 if outcome.report.requests.succeeded else 1
 
 
@@ -114,13 +114,17 @@ def load_tokenizer(name: str | None) -> "Tokenizer":
 
 
 def _check_output(output: OutputConfig) -> None:
-    for flag, path in (("--output-file", output.output_file), ("--html", output.html)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+    check_folder("--output-file", output.output_file)
+    check_folder("--html", output.html)
     if output.html is not None:
         from baton.bench.serve.plots import require_plots
 
         require_plots()
+
+
+def check_folder(flag: str, path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
 def _write(outcome: "Outcome", output: OutputConfig) -> None:

@@ -88,9 +88,7 @@ class Outcome:
 
 async def bench_serve(bench: ServeBench) -> Outcome:
     """Raises ConfigError, and ServerError when the server is not there or cannot be warmed up."""
-    limits = parse_limits(bench.limits.goodput)
-    if bench.limits.find_sessions and not limits:
-        raise ConfigError("--find-sessions needs limits; add --goodput ttft:1000 itl:100")
+    limits = checked_limits(bench.limits)
     _check_streamed(bench.target, limits)
     require_processes(bench.output.server_pid)
     _raise_file_limit()
@@ -261,6 +259,14 @@ def count_requests(records: list[Record]) -> Requests:
         errors=errors(records),
         counted_by=counted,
     )
+
+
+def checked_limits(config: LimitsConfig) -> list[Limit]:
+    """Raises ConfigError."""
+    limits = parse_limits(config.goodput)
+    if config.find_sessions and not limits:
+        raise ConfigError("--find-sessions needs limits; add --goodput ttft:1000 itl:100")
+    return limits
 
 
 def _check_streamed(target: TargetConfig, limits: list[Limit]) -> None:

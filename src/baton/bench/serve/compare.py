@@ -76,7 +76,8 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompareReport(msgspec.Struct, frozen=True, kw_only=True):
-    """As the JSON file has it."""
+    """As the JSON file has it. `is_stopped`: the user ended it, and the round that ran is left
+    out."""
 
     benchmark: str = "compare"
     command: list[str]
@@ -85,6 +86,7 @@ class CompareReport(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     settings: dict[str, Any]
     servers: dict[str, Compared]
+    is_stopped: bool = False
 
     def to_json(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"

@@ -49,7 +49,7 @@ def _cell(figure: Figure | None) -> str:
 
 
 def _warnings(report: CompareReport) -> list[str]:
-    lines = []
+    lines = ["stopped: the round that ran is left out"] if report.is_stopped else []
     for name, each in report.servers.items():
         if each.failure is not None:
             lines.append(f"{name} failed: {each.failure}")

@@ -1,8 +1,10 @@
 """The same load on several servers: which, in which order, and what is said of them."""
 
+import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from baton.bench.serve.peer_server import started
 from baton.bench.serve.server import ServerError
 from baton.core.errors import ConfigError
 from baton.launch import cli
+from baton.testing.processes import wait_until
 from baton.testing.scripted_server import (
     DONE,
     STREAM_HEAD,
@@ -165,3 +168,67 @@ def test_a_server_that_does_not_come_up_shows_what_it_wrote() -> None:
     with pytest.raises(ServerError, match="cannot be started"):
         with started(["/absent/program"], timeout_s=1):
             pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--goodput", "x:1"], "--goodput 'x:1' is not NAME:MS"),
+        (["--find-sessions"], "--find-sessions needs limits"),
+        (["--json", "/absent/x.json"], "there is no folder /absent"),
+        (["--trace-time-scale", "0"], "--trace-time-scale 0"),
+        (["--request-rate", "0"], "--request-rate 0"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_sent(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ScriptedServer(answer).in_thread() as server:
+        command = ["bench", "compare", "--servers", f"one=sglang@{server.url}", *options]
+        assert cli.main(command) == 1
+    assert message in capsys.readouterr().err
+    assert server.requests == []
+
+
+def test_ctrl_c_reports_the_rounds_that_had_ended(tmp_path: Path) -> None:
+    """One server answers all, the other one request and then never; then the user has enough."""
+    path, never = tmp_path / "compared.json", asyncio.Event()
+
+    def script(request: Request) -> Sequence[Step]:
+        return answer(request) if len(stuck.requests) == 1 else [STREAM_HEAD, never]
+
+    with (
+        ScriptedServer(answer).in_thread() as good,
+        ScriptedServer(script).in_thread() as stuck,
+    ):
+        command = [sys.executable, "-m", "baton.launch.cli", "bench", "compare", *SHORT]
+        command += ["--servers", f"good=sglang@{good.url}", f"stuck=sglang@{stuck.url}"]
+        command += ["--warmup-requests=0", "--max-concurrency=1", f"--json={path}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as client:
+            wait_until(lambda: len(stuck.requests) == 2, "the second request")
+            client.send_signal(signal.SIGINT)
+            shown, _ = client.communicate(timeout=60)
+    assert client.returncode == 130
+    assert b"stopped: the round that ran is left out" in shown
+    report = json.loads(path.read_bytes())
+    assert len(report["servers"]["good"]["figures"]["requests"]["samples"]) == 1
+    assert report["servers"]["stuck"]["figures"] == {}
+    assert len(good.requests) == 3
+
+
+def test_sigterm_ends_the_server_that_was_started(tmp_path: Path) -> None:
+    scripts = tmp_path / "benchmarks/peers/start"
+    scripts.mkdir(parents=True)
+    script, pid_file = scripts / "baton-pd.sh", tmp_path / "pid"
+    lines = [f"echo $$ > {pid_file}.new", f"mv {pid_file}.new {pid_file}", "sleep 600"]
+    script.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    script.chmod(0o755)
+    command = [sys.executable, "-m", "baton.launch.cli", "bench", "compare"]
+    command += ["--servers", "baton-pd", *SHORT]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as client:
+        wait_until(pid_file.exists, "the server's start")
+        server = psutil.Process(int(pid_file.read_text()))
+        client.terminate()
+        client.communicate(timeout=60)
+    assert client.returncode == 128 + signal.SIGTERM
+    server.wait(20)
