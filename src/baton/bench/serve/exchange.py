@@ -87,7 +87,7 @@ class Answer:
         record = self._record
         if self._is_done or record.finish_reason is not None:
             return
-        if self._whole or not record.arrivals_s:
+        if not record.arrivals_s:
             raise AnswerError("the answer is no stream of events")
         raise AnswerError("the stream ended before its last event")
 
