@@ -1,4 +1,4 @@
 """What runs in this process, measured: kernels against torch's, the engine against other engines.
 
-Interference, goodput and anything else over HTTP is measured from outside (benchmarks/).
+Elsewhere: load on a server, over HTTP (serve/); interference of prompts and streams (benchmarks/).
 """

@@ -1,7 +1,8 @@
-"""`baton bench`: measure this machine's kernels, engine and KV transfer, and compare them.
+"""`baton bench`: measure this machine's kernels, engine and KV transfer, and servers over HTTP.
 
 Invariant: what is printed is what the JSON file says; a missed floor is shown, not an error.
-Elsewhere: the benchmarks (baton/bench), other engines' scripts (benchmarks/peers).
+Elsewhere: the benchmarks (baton/bench), other engines' scripts (benchmarks/peers), load on a
+server (bench_serve.py).
 """
 
 import argparse
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Final
 from baton.bench.config import EngineBenchConfig, KernelBenchConfig, TransferBenchConfig
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.core.errors import ConfigError
+from baton.launch.bench_compare import add_compare_parser, run_compare
+from baton.launch.bench_serve import add_serve_parser, run_serve
 from baton.launch.flags import add_flags, from_args
 
 if TYPE_CHECKING:  # both bring torch, which --help does not need
@@ -30,6 +33,8 @@ examples:
   baton bench engine --model-path MODEL    whole steps of the engine, and other engines if installed
   baton bench engine --peers peers.json    compare with figures taken before
   baton bench transfer                     KV blocks into another process, over every backend
+  baton bench serve --request-rate 2       load on a running server, any that speaks OpenAI's API
+  baton bench compare --max-concurrency 8  the same load on Baton and other servers, in turn
 
 other engines are installed by benchmarks/peers, into PEERS_DIR (default: build/peers)
 """
@@ -55,19 +60,22 @@ class _Peers:
     )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int | None:
     # Two pools of threads take turns on the same cores: those that wait must not spin. Read when
     # torch is loaded, which is later.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     flags = _parser().parse_args(argv)
+    if flags.benchmark in _SERVERS:
+        return _SERVERS[flags.benchmark](flags, argv)
     report = _BENCHMARKS[flags.benchmark](flags)
     _publish(report, from_args(_Output, flags))
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="baton bench",
-        description="Measure this machine's kernels, engine or KV transfer.",
+        description="Measure this machine's kernels, engine or KV transfer, or a running server.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -78,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(engine, EngineBenchConfig, _Peers, _Output)
     transfer = benchmarks.add_parser("transfer", help="KV blocks into another process")
     add_flags(transfer, TransferBenchConfig, _Output)
+    add_serve_parser(benchmarks)
+    add_compare_parser(benchmarks)
     return parser
 
 
@@ -114,6 +124,10 @@ _BENCHMARKS: "Final[dict[str, Callable[[argparse.Namespace], Report]]]" = {
     "engine": _engine,
     "transfer": _transfer,
 }
+
+
+_SERVERS: Final = {"serve": run_serve, "compare": run_compare}
+"""Those that have reports of their own."""
 
 
 def run_peers(peers_dir: Path, repetitions: int) -> "Peers | str":

@@ -28,7 +28,7 @@ _COMMANDS = {
     "serve": _Command("baton.launch.serve:main", "run a router and its workers on this machine"),
     "chat": _Command("baton.launch.chat:main", "talk to a running server in the terminal"),
     "pull": _Command("baton.launch.pull:main", "fetch a model and print where it is"),
-    "bench": _Command("baton.launch.bench:main", "measure this machine's kernels and engine"),
+    "bench": _Command("baton.launch.bench:main", "measure kernels, engine, transfer, or a server"),
     "version": _Command("baton.launch.cli:version", "print the version"),
     "router": _Command("baton.launch.router:main", "the router alone (baton.launch_router)"),
     "worker": _Command("baton.launch.server:main", "one worker alone (baton.launch_server)"),

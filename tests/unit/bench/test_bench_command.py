@@ -18,6 +18,7 @@ def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kernels" in text
     assert "engine" in text
     assert "transfer" in text
+    assert "serve" in text
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ def test_help_names_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("kernels", ["--rounds", "--num-threads", "--json"]),
         ("transfer", ["--rounds", "--block-bytes", "--max-mib", "--idle-s", "--json"]),
+        ("serve", ["--base-url", "--dataset-name", "--request-rate", "--goodput", "--server-pid"]),
         ("engine", ["--model-path", "--rounds", "--peers", "--peers-dir", "PEERS_DIR", "--json"]),
     ],
 )
