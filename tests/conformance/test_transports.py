@@ -12,17 +12,29 @@ from baton.testing.network_hosts import NetworkHost, two_hosts, why_no_hosts
 from baton.testing.transport_checks.sides import MakeTransport
 from baton.testing.transport_conformance import HOST_CHECKS, REMOTE_CHECKS, TRANSPORT_CHECKS
 from baton.transfer import RoutedTransport, SimulatedLink, parse_link
+from baton.transfer.mooncake import MooncakeTransport
+from baton.transfer.nixl import NixlTransport
 from baton.transfer.registry import BACKENDS, open_transport, why_missing
 
 ROUTES = ("a link", "a faulty way")
-ROUTED = tuple(f"{backend} over {route}" for backend in ("shm", "tcp") for route in ROUTES)
+ROUTED = (
+    *(f"{backend} over {route}" for backend in ("shm", "tcp") for route in ROUTES),
+    *(f"{backend} over a faulty way" for backend in ("mooncake", "nixl")),
+)
+DRAIN_S = 1.0
+"""All writers are on this machine, so what a dead one left behind arrives at once."""
+MAKERS: dict[str, MakeTransport] = {
+    **{backend: functools.partial(open_transport, backend) for backend in BACKENDS},
+    "mooncake": functools.partial(MooncakeTransport, drain_s=DRAIN_S),
+    "nixl": functools.partial(NixlTransport, drain_s=DRAIN_S),
+}
 
 
 def maker_of(name: str) -> MakeTransport:
     """A backend; or one behind a simulated link that changes nothing but time; or behind faults
     that stay within the contract: writes arrive twice, or late."""
     backend, _, route = name.partition(" over ")
-    make = functools.partial(open_transport, backend)
+    make = MAKERS[backend]
 
     def make_routed(segment: SharedSegment) -> RoutedTransport:
         if route == "a link":
