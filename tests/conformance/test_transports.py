@@ -10,7 +10,12 @@ from baton.kvcache.storage import SharedSegment
 from baton.testing.faulty import FaultConfig, faulty
 from baton.testing.network_hosts import NetworkHost, two_hosts, why_no_hosts
 from baton.testing.transport_checks.sides import MakeTransport
-from baton.testing.transport_conformance import HOST_CHECKS, REMOTE_CHECKS, TRANSPORT_CHECKS
+from baton.testing.transport_conformance import (
+    BROKEN_WAY_CHECKS,
+    HOST_CHECKS,
+    REMOTE_CHECKS,
+    TRANSPORT_CHECKS,
+)
 from baton.transfer import RoutedTransport, SimulatedLink, parse_link
 from baton.transfer.mooncake import MooncakeTransport
 from baton.transfer.nixl import NixlTransport
@@ -70,6 +75,13 @@ def test_in_one_process(check: Callable[[MakeTransport], None], name: str) -> No
 @pytest.mark.parametrize("check", REMOTE_CHECKS, ids=lambda check: check.__name__)
 def test_across_processes(check: Callable[[MakeTransport, str], None], name: str) -> None:
     check(maker_of(name), name.partition(" ")[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("check", BROKEN_WAY_CHECKS, ids=lambda check: check.__name__)
+def test_over_a_broken_way(check: Callable[[MakeTransport], None], backend: str) -> None:
+    skip_if_missing(backend)
+    check(MAKERS[backend])
 
 
 @pytest.fixture(scope="module")
