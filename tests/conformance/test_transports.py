@@ -10,6 +10,7 @@ from baton.kvcache.storage import SharedSegment
 from baton.testing.faulty import FaultConfig, faulty
 from baton.testing.network_hosts import NetworkHost, two_hosts, why_no_hosts
 from baton.testing.transport_checks.sides import MakeTransport
+from baton.testing.transport_checks.storm import check_a_storm
 from baton.testing.transport_conformance import (
     BROKEN_WAY_CHECKS,
     HOST_CHECKS,
@@ -82,6 +83,18 @@ def test_across_processes(check: Callable[[MakeTransport, str], None], name: str
 def test_over_a_broken_way(check: Callable[[MakeTransport], None], backend: str) -> None:
     skip_if_missing(backend)
     check(MAKERS[backend])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_storm(name: str, seed: int) -> None:
+    check_a_storm(maker_of(name), seed, num_operations=200)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_a_long_storm(name: str, seed: int) -> None:
+    check_a_storm(maker_of(name), seed, num_operations=10_000)
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@
     def test_my_backend(check): check(make_my_transport)
 
 `make(segment)` builds a transport over a segment, on which `BROKEN_WAY_CHECKS` put faults of their
-own; `REMOTE_CHECKS` take `(make, backend)` and use
-other processes; `HOST_CHECKS` take a backend's name and two hosts. Checks ask only what the
-capability flags promise.
+own; `check_a_storm` (transport_checks/storm.py) takes a seed and a size, too; `REMOTE_CHECKS` take
+`(make, backend)` and use other processes; `HOST_CHECKS` take a backend's name and two hosts. Checks
+ask only what the capability flags promise.
 
 Invariant: a check leaves no thread, descriptor or process behind, and waits for events with a
 deadline, never for a fixed time.
