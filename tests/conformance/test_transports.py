@@ -10,19 +10,37 @@ from baton.kvcache.storage import SharedSegment
 from baton.testing.faulty import FaultConfig, faulty
 from baton.testing.network_hosts import NetworkHost, two_hosts, why_no_hosts
 from baton.testing.transport_checks.sides import MakeTransport
-from baton.testing.transport_conformance import HOST_CHECKS, REMOTE_CHECKS, TRANSPORT_CHECKS
+from baton.testing.transport_checks.storm import check_a_storm
+from baton.testing.transport_conformance import (
+    BROKEN_WAY_CHECKS,
+    HOST_CHECKS,
+    REMOTE_CHECKS,
+    TRANSPORT_CHECKS,
+)
 from baton.transfer import RoutedTransport, SimulatedLink, parse_link
+from baton.transfer.mooncake import MooncakeTransport
+from baton.transfer.nixl import NixlTransport
 from baton.transfer.registry import BACKENDS, open_transport, why_missing
 
 ROUTES = ("a link", "a faulty way")
-ROUTED = tuple(f"{backend} over {route}" for backend in ("shm", "tcp") for route in ROUTES)
+ROUTED = (
+    *(f"{backend} over {route}" for backend in ("shm", "tcp") for route in ROUTES),
+    *(f"{backend} over a faulty way" for backend in ("mooncake", "nixl")),
+)
+DRAIN_S = 1.0
+"""All writers are on this machine, so what a dead one left behind arrives at once."""
+MAKERS: dict[str, MakeTransport] = {
+    **{backend: functools.partial(open_transport, backend) for backend in BACKENDS},
+    "mooncake": functools.partial(MooncakeTransport, drain_s=DRAIN_S),
+    "nixl": functools.partial(NixlTransport, drain_s=DRAIN_S),
+}
 
 
 def maker_of(name: str) -> MakeTransport:
     """A backend; or one behind a simulated link that changes nothing but time; or behind faults
     that stay within the contract: writes arrive twice, or late."""
     backend, _, route = name.partition(" over ")
-    make = functools.partial(open_transport, backend)
+    make = MAKERS[backend]
 
     def make_routed(segment: SharedSegment) -> RoutedTransport:
         if route == "a link":
@@ -58,6 +76,25 @@ def test_in_one_process(check: Callable[[MakeTransport], None], name: str) -> No
 @pytest.mark.parametrize("check", REMOTE_CHECKS, ids=lambda check: check.__name__)
 def test_across_processes(check: Callable[[MakeTransport, str], None], name: str) -> None:
     check(maker_of(name), name.partition(" ")[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("check", BROKEN_WAY_CHECKS, ids=lambda check: check.__name__)
+def test_over_a_broken_way(check: Callable[[MakeTransport], None], backend: str) -> None:
+    skip_if_missing(backend)
+    check(MAKERS[backend])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_storm(name: str, seed: int) -> None:
+    check_a_storm(maker_of(name), seed, num_operations=200)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_a_long_storm(name: str, seed: int) -> None:
+    check_a_storm(maker_of(name), seed, num_operations=10_000)
 
 
 @pytest.fixture(scope="module")

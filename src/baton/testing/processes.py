@@ -110,6 +110,11 @@ class Server:
         info = self.get("/server_info")[1]
         return int(info["kv_blocks"]["num_in_use"])
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        lines = str(self.get("/metrics")[1]).splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
     def engine_pid(self) -> int:
         children = psutil.Process(self.pid).children()
         (engine,) = [child for child in children if "engine_process" in " ".join(child.cmdline())]
@@ -243,6 +248,12 @@ class EventStream:
         if self._answer is None:
             self._answer = self._connection.getresponse()
         return self._answer.status
+
+    def body(self) -> bytes:
+        """Of an answer that is no stream."""
+        assert self.status != 200
+        assert self._answer is not None
+        return self._answer.read()
 
     def events(self) -> Iterator[Any]:
         """Decoded events until `[DONE]`; AssertionError if the stream ends without it."""

@@ -3,9 +3,10 @@
     @pytest.mark.parametrize("check", TRANSPORT_CHECKS, ids=lambda check: check.__name__)
     def test_my_backend(check): check(make_my_transport)
 
-`make(segment)` builds a transport over a segment; `REMOTE_CHECKS` take `(make, backend)` and use
-other processes; `HOST_CHECKS` take a backend's name and two hosts. Checks ask only what the
-capability flags promise.
+`make(segment)` builds a transport over a segment, on which `BROKEN_WAY_CHECKS` put faults of their
+own; `check_a_storm` (transport_checks/storm.py) takes a seed and a size, too; `REMOTE_CHECKS` take
+`(make, backend)` and use other processes; `HOST_CHECKS` take a backend's name and two hosts. Checks
+ask only what the capability flags promise.
 
 Invariant: a check leaves no thread, descriptor or process behind, and waits for events with a
 deadline, never for a fixed time.
@@ -16,8 +17,8 @@ each backend's own tests.
 from collections.abc import Callable
 
 from baton.testing.network_hosts import NetworkHost
+from baton.testing.transport_checks import broken, hosts, processes, windows
 from baton.testing.transport_checks import bytes as exact
-from baton.testing.transport_checks import hosts, processes, windows
 from baton.testing.transport_checks.sides import MakeTransport
 
 TRANSPORT_CHECKS: tuple[Callable[[MakeTransport], None], ...] = (
@@ -46,6 +47,17 @@ TRANSPORT_CHECKS: tuple[Callable[[MakeTransport], None], ...] = (
     windows.check_completion_callback_and_counters,
     windows.check_a_raising_callback_harms_nobody,
     windows.check_nothing_is_left_behind,
+)
+
+BROKEN_WAY_CHECKS: tuple[Callable[[MakeTransport], None], ...] = (
+    broken.check_a_way_that_loses,
+    broken.check_a_way_that_corrupts,
+    broken.check_a_way_that_refuses,
+    broken.check_a_way_with_every_fault,
+    broken.check_a_way_that_stalls,
+    broken.check_a_peer_that_dies,
+    broken.check_a_peer_that_hangs,
+    broken.check_closing_while_writes_are_held_back,
 )
 
 REMOTE_CHECKS: tuple[Callable[[MakeTransport, str], None], ...] = (

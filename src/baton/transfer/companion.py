@@ -6,7 +6,7 @@
 
 Nothing else is ever said, so an end of file is the news: of the owner's end to the writer at once.
 A writer that ends without BYE (it died, or gave up a write) stays among the live writers for
-`DRAIN_S` more: what its kernel had taken from it still comes in, and the library stores it.
+`drain_s` more: what its kernel had taken from it still comes in, and the library stores it.
 
 Invariant: a writer is listed before it is invited, hence before it can write.
 Elsewhere: what is in an invitation (messages/regions.py), the writes (library_peer.py).
@@ -28,6 +28,8 @@ from baton.transfer.tcp_sockets import MAX_CONNECTIONS, receive_exactly, tune
 from baton.transfer.ticket import WriteAccount
 
 DRAIN_S = 5.0
+"""Over a network whose kernels have to send again; what a local process left is there at once."""
+
 STALL_TIMEOUT_S = 10.0
 """A peer whose host vanished is given up after so long."""
 
@@ -74,9 +76,11 @@ class CompanionServer:
         region_bytes: int,
         invitation: LibraryInvitation,
         account: WriteAccount,
+        drain_s: float = DRAIN_S,
     ):
         self._loop = loop
         self._backend = backend
+        self._drain_s = drain_s
         self._token = token
         self._region_bytes = region_bytes
         self._invitation = msgspec.msgpack.encode(invitation)
@@ -121,7 +125,7 @@ class CompanionServer:
         if is_clean:
             self._strike(connection)
         else:
-            self._loop.call_later(DRAIN_S, lambda: self._strike(connection))
+            self._loop.call_later(self._drain_s, lambda: self._strike(connection))
 
     def _strike(self, connection: "_WriterConnection") -> None:
         with self._lock:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from baton.core.errors import TransferError
 from baton.messages.regions import RegionDescriptor
-from baton.transfer.companion import STALL_TIMEOUT_S, CompanionServer, OwnerWatch, greet
+from baton.transfer.companion import DRAIN_S, STALL_TIMEOUT_S, CompanionServer, OwnerWatch, greet
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import IoLoop
 from baton.transfer.library import LibraryError, TransferLibrary
@@ -27,7 +27,8 @@ from baton.transfer.windows import WindowTable
 
 class LibraryTransport:
     """Listens for companions on `host`, at a port that the system chooses, and tells peers to come
-    to `told_host`. Owns `library`, in which a region of `num_bytes` is registered."""
+    to `told_host`. Owns `library`, in which a region of `num_bytes` is registered. `drain_s`: how
+    long a writer that went without a word counts as alive."""
 
     can_fence = False
     can_recall = False
@@ -42,6 +43,7 @@ class LibraryTransport:
         told_host: str,
         num_queues: int,
         stall_timeout_s: float,
+        drain_s: float = DRAIN_S,
     ):
         self.name = name
         self._library = library
@@ -57,7 +59,14 @@ class LibraryTransport:
         port = listener.getsockname()[1]
         self._loop = IoLoop(f"baton-{name}-io")
         self._server = CompanionServer(
-            self._loop, listener, name, token, num_bytes, library.invitation, self._account
+            self._loop,
+            listener,
+            name,
+            token,
+            num_bytes,
+            library.invitation,
+            self._account,
+            drain_s,
         )
         self._descriptor = RegionDescriptor(
             backend=name,

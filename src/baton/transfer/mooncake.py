@@ -8,17 +8,20 @@ Invariant: `mooncake` is imported when a transport is made, and not before.
 Elsewhere: everything that is not Mooncake's (library_transport.py, library_peer.py).
 """
 
+import contextlib
 import ctypes
 import importlib
 import os
+import socket
+import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import LibraryInvitation
-from baton.transfer.companion import STALL_TIMEOUT_S
+from baton.transfer.companion import DRAIN_S, STALL_TIMEOUT_S
 from baton.transfer.config import MooncakeConfig, TransferConfig
 from baton.transfer.library import PROOF_BYTES, LibraryError
 from baton.transfer.library_transport import LibraryTransport
@@ -34,6 +37,10 @@ _SETTINGS = {
 }
 _IN_PROGRESS, _COMPLETED, _TIMED_OUT = 0, 1, -2
 _NO_BATCH = (0, 2**64 - 1)
+_SHORT_WAIT = struct.pack("@ll", 0, 10_000)
+"""10 ms as a `struct timeval`."""
+_REACHABLE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where a socket that listens on every address can be reached."""
 
 
 class MooncakeTransport(LibraryTransport):
@@ -48,6 +55,7 @@ class MooncakeTransport(LibraryTransport):
         advertised_host: str = "",
         config: TransferConfig | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        drain_s: float = DRAIN_S,
     ):
         told_host = host_for_peers(host, advertised_host)
         config = config or TransferConfig()
@@ -60,6 +68,7 @@ class MooncakeTransport(LibraryTransport):
             told_host,
             config.num_queues,
             stall_timeout_s,
+            drain_s,
         )
 
 
@@ -79,9 +88,10 @@ class MooncakeLibrary:
         self.proof_address = ctypes.addressof(self._proof)
         self._register(self._region.address, segment.num_bytes)
         self._register(self.proof_address, PROOF_BYTES)
-        endpoint = f"{told_host}:{self._engine.get_rpc_port()}"
+        port: int = self._engine.get_rpc_port()
+        self._port = port
         self._invitation = LibraryInvitation(
-            endpoint=endpoint.encode(),
+            endpoint=f"{told_host}:{port}".encode(),
             address=self._region.address,
             proof_address=self.proof_address,
         )
@@ -94,6 +104,7 @@ class MooncakeLibrary:
         return MooncakeTarget(self._engine, self._region.address, self.proof_address, invitation)
 
     def close(self) -> None:
+        _hurry_listener(self._port)
         # Its destructor ends what is under way; there is no other call for that.
         self._engine = None
         self._region.release()
@@ -163,6 +174,32 @@ class MooncakeWrite:
 
     def abandon(self) -> None:
         self._tickets.clear()
+
+
+def _hurry_listener(port: int) -> None:
+    """Have the library's thread that listens on `port` look soon whether it is to end. It looks
+    after each connection and else once a second, and the engine's destructor waits for it, holding
+    the interpreter's lock. Where it cannot be found, that second passes."""
+    for listener in _listeners():
+        with listener:
+            host, its_port = listener.getsockname()[:2]
+            if its_port == port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SHORT_WAIT)
+                with contextlib.suppress(OSError):
+                    socket.create_connection((_REACHABLE.get(host, host), port), 1.0).close()
+
+
+def _listeners() -> Iterator[socket.socket]:
+    """This process's listening sockets of the internet families, each a duplicate to close."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found = socket.socket(fileno=os.dup(int(name)))
+                is_internet = found.family in (socket.AF_INET, socket.AF_INET6)
+                if is_internet and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    yield found
+                else:
+                    found.close()
 
 
 def _load(config: MooncakeConfig) -> Any:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import LibraryInvitation
-from baton.transfer.companion import STALL_TIMEOUT_S
+from baton.transfer.companion import DRAIN_S, STALL_TIMEOUT_S
 from baton.transfer.config import TransferConfig
 from baton.transfer.library import PROOF_BYTES, LibraryError
 from baton.transfer.library_transport import LibraryTransport
@@ -54,12 +54,20 @@ class NixlTransport(LibraryTransport):
         advertised_host: str = "",
         config: TransferConfig | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        drain_s: float = DRAIN_S,
     ):
         told_host = host_for_peers(host, advertised_host)
         library = NixlLibrary(segment)
         num_queues = (config or TransferConfig()).num_queues
         super().__init__(
-            "nixl", library, segment.num_bytes, host, told_host, num_queues, stall_timeout_s
+            "nixl",
+            library,
+            segment.num_bytes,
+            host,
+            told_host,
+            num_queues,
+            stall_timeout_s,
+            drain_s,
         )
 
 

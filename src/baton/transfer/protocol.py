@@ -80,7 +80,8 @@ class Peer(Protocol):
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
         """Start writing; returns at once. Writes of one window complete in posting order; those
-        of different windows may overtake each other. Source bytes must stay unchanged until the
+        of different windows may overtake each other, and so may the copies of one write, which must
+        not put different bytes at the same place. Source bytes must stay unchanged until the
         ticket leaves PENDING."""
         ...
 

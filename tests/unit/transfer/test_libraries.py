@@ -1,11 +1,13 @@
 """What transports over a transfer library have of their own: limits, greeting, deadlines, mends."""
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -99,11 +101,8 @@ def with_wrong_token(transport: LibraryTransport) -> RegionDescriptor:
     return msgspec.structs.replace(transport.descriptor, address=f"{place}/{'00' * 16}")
 
 
-def test_a_writer_without_bye_is_counted_until_its_bytes_are_in(
-    library: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(companion, "DRAIN_S", 0.5)
-    owner = Side(LIBRARIES[library])
+def test_a_writer_without_bye_is_counted_until_its_bytes_are_in(library: str) -> None:
+    owner = Side(functools.partial(LIBRARIES[library], drain_s=0.5))
     transport = owner.transport
     assert isinstance(transport, LibraryTransport)
     ids = {"leaves": (b"a" * 16).hex(), "dies": (b"b" * 16).hex()}
@@ -115,6 +114,15 @@ def test_a_writer_without_bye_is_counted_until_its_bytes_are_in(
     wait_until(lambda: transport.live_writers() == {ids["dies"]}, "the clean one left", 0.4)
     wait_until(lambda: not transport.live_writers(), "the other one is drained", 2.0)
     owner.close()
+
+
+def test_closing_holds_up_nobody(library: str) -> None:
+    """Mooncake's own end takes a second, in which no other thread of the process runs."""
+    sides = [Side(LIBRARIES[library], num_bytes=4096) for _ in range(4)]
+    started_s = time.monotonic()
+    for side in sides:
+        side.close()
+    assert time.monotonic() - started_s < 2.0
 
 
 def test_a_hung_owner_fails_the_write_by_our_deadline(

@@ -13,7 +13,6 @@ from baton.testing.region_owner import RemoteOwner
 from baton.testing.region_process import port_of
 from baton.testing.region_writer import RemoteWriter
 from baton.testing.transport_checks.sides import (
-    BLOCK_BYTES,
     NUM_BLOCKS,
     REGION_BYTES,
     SOON_S,
@@ -26,6 +25,7 @@ from baton.testing.transport_checks.sides import (
     expect,
     scattered,
     wait_until,
+    when_the_writers_are_gone_nothing_changes,
 )
 from baton.transfer.protocol import TicketState
 
@@ -132,7 +132,7 @@ def check_a_killed_writer_writes_nothing_more(make: MakeTransport, backend: str)
     with RemoteWriter(backend, REGION_BYTES) as writer:
         _write_much(writer, owner)
         writer.process.kill()
-        _when_the_writers_are_gone_nothing_changes(make, owner)
+        when_the_writers_are_gone_nothing_changes(make, owner)
     owner.close()
 
 
@@ -156,7 +156,7 @@ def check_a_writer_that_was_stopped(make: MakeTransport, backend: str) -> None:
             owner.view[:] = bytes(REGION_BYTES)
         assert owner.view == bytes(REGION_BYTES)
         assert writer.ask("disconnect") == "ok"
-        _when_the_writers_are_gone_nothing_changes(make, owner)
+        when_the_writers_are_gone_nothing_changes(make, owner)
     owner.close()
 
 
@@ -166,7 +166,7 @@ def check_a_stopped_writer_that_is_killed(make: MakeTransport, backend: str) -> 
         _write_much(writer, owner)
         with writer.stopped():
             writer.process.kill()
-            _when_the_writers_are_gone_nothing_changes(make, owner)
+            when_the_writers_are_gone_nothing_changes(make, owner)
     owner.close()
 
 
@@ -230,14 +230,3 @@ def _write_much(writer: RemoteWriter, owner: Side) -> str:
     writer.ask(f"post {WINDOW} {REGION_BYTES} 500")
     wait_until(lambda: owner.view[0] == writer.source[0], "the first byte")
     return writer.ask("id")
-
-
-def _when_the_writers_are_gone_nothing_changes(make: MakeTransport, owner: Side) -> None:
-    """Compared after another writer was served, for whom the transport had to turn."""
-    wait_until(lambda: not owner.transport.live_writers(), "the writer leaving")
-    owner.view[:] = bytes(REGION_BYTES)
-    other = Side(make, fill=5)
-    owner.transport.open_window("another", [(0, BLOCK_BYTES)])
-    expect(other.write(other.connect(owner), "another", [block(0, 0)]), TicketState.DONE)
-    assert owner.view[BLOCK_BYTES:] == bytes(REGION_BYTES - BLOCK_BYTES)
-    other.close()

@@ -121,3 +121,14 @@ def expect_no_connection(writer: Side, owner: Side) -> None:
     except TransferError as error:
         stage = error.stage
     assert stage == "connect", f"the stage of the failure is {stage}"
+
+
+def when_the_writers_are_gone_nothing_changes(make: MakeTransport, owner: Side) -> None:
+    """Compared after another writer was served, for whom the transport had to turn."""
+    wait_until(lambda: not owner.transport.live_writers(), "the writer leaving")
+    owner.view[:] = bytes(REGION_BYTES)
+    other = Side(make, fill=5)
+    owner.transport.open_window("another", [(0, BLOCK_BYTES)])
+    expect(other.write(other.connect(owner), "another", [block(0, 0)]), TicketState.DONE)
+    assert owner.view[BLOCK_BYTES:] == bytes(REGION_BYTES - BLOCK_BYTES)
+    other.close()
