@@ -43,7 +43,6 @@ OPENING: Final = KvReserved(
     transfer_id=WINDOW,
     room=0,
     sample_index=0,
-    layout_hash="",
     num_prompt_tokens=0,
     prompt_digest=b"",
     num_cached_blocks=0,

@@ -25,7 +25,7 @@ from baton.disagg.role import UnifiedRole, aborted, failed
 from baton.disagg.stage import HandoverStage, HandoverTally, at_stage
 from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence
-from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
+from baton.ipc.peer_link import LostReason, PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_hash import prompt_digest
 from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
@@ -165,7 +165,7 @@ class DecodeRole:
             case PeerMessage(key=key, message=message):
                 self._on_message(key, message)
             case PeerLost(key=key, reason=reason, detail=detail):
-                self._on_peer_lost(key, detail or reason.value)
+                self._on_peer_lost(key, reason, detail or reason.value)
 
     def tick(self, now_s: float) -> None:
         for leg in list(self._legs.values()):
@@ -213,7 +213,6 @@ class DecodeRole:
                 generation=leg.generation,
                 room=leg.room,
                 sample_index=leg.sample_index,
-                layout_hash=self._layout.layout_hash,
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 prompt_digest=prompt_digest(sequence.request.prompt_token_ids),
                 num_cached_blocks=len(hits),
@@ -363,13 +362,16 @@ class DecodeRole:
         cancel = KvCancel(transfer_id=transfer_id, reason=reason, generation=generation)
         self._send(key, cancel)
 
-    def _on_peer_lost(self, key: str, reason: str) -> None:
-        log.info("prefill engine lost", peer=key, reason=reason)
+    def _on_peer_lost(self, key: str, reason: LostReason, detail: str) -> None:
+        log.info("prefill engine lost", peer=key, reason=detail)
         self._acknowledge_loss(key)
+        finish = failed(f"the prefill worker at {key} is gone ({detail})", 503)
+        if reason is LostReason.LAYOUT:  # it is there, and trying again changes nothing
+            message = f"prefill and decode do not have the same KV layout: {detail}"
+            finish = failed(message, 500)
         for leg in list(self._legs.values()):
             if leg.peer_address == key:
-                message = f"the prefill worker at {key} is gone ({reason})"
-                self._end(leg, failed(message, 503))
+                self._end(leg, finish)
         writer_ids = self._writer_ids.pop(key, frozenset())
         engine_id = self._engine_ids.pop(key, None)
         for quarantine in self._quarantines.values():

@@ -230,11 +230,6 @@ class PrefillRole:
 
     def _mismatch(self, sequence: Sequence, reserved: KvReserved) -> str | None:
         """Why this reservation cannot be for this request, None if it can."""
-        if reserved.layout_hash != self._layout.layout_hash:
-            return (
-                "prefill and decode do not have the same KV layout (model, --kv-cache-dtype, "
-                f"--page-size): {self._layout.layout_hash} and {reserved.layout_hash}"
-            )
         same_prompt = reserved.num_prompt_tokens == sequence.num_prompt_tokens and (
             reserved.prompt_digest == prompt_digest(sequence.request.prompt_token_ids)
         )

@@ -21,7 +21,6 @@ def test_a_reservation_that_is_read_after_its_cancel_starts_nothing() -> None:
         generation=1,
         room=0,
         sample_index=0,
-        layout_hash=world.prefill.layout.layout_hash,
         num_prompt_tokens=len(PROMPT),
         prompt_digest=prompt_digest(PROMPT),
         num_cached_blocks=0,

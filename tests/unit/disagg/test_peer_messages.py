@@ -33,7 +33,6 @@ def reserved(world: HandoverWorld, **fields: object) -> KvReserved:
         transfer_id="t",
         room=0,
         sample_index=0,
-        layout_hash=world.prefill.layout.layout_hash,
         num_prompt_tokens=len(PROMPT),
         prompt_digest=prompt_digest(PROMPT),
         num_cached_blocks=0,
@@ -79,7 +78,6 @@ def listened(world: HandoverWorld) -> list[tuple[str, HandoverMessage]]:
         {"block_ids": [-1, 0, 1]},
         {"room": -1},
         {"transfer_id": "t" * 2**20},
-        {"layout_hash": "h" * 2**20},
     ],
 )
 def test_a_reservation_out_of_bounds_is_no_message(fields: dict[str, object]) -> None:
