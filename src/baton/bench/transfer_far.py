@@ -99,7 +99,7 @@ def new_link(on_event: "queue.SimpleQueue[tuple[int, PeerEvent]]") -> PeerLink:
     """An engine's control link; its events come with the monotonic time in ns."""
     return PeerLink(
         Codec(HandoverMessage),
-        EngineHello(engine_id="bench", writer_ids=[]),
+        EngineHello(engine_id="bench"),
         lambda event: on_event.put((time.monotonic_ns(), event)),
         "127.0.0.1",
     )

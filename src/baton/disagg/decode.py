@@ -6,7 +6,7 @@
 Invariant: blocks that a prefill worker may still write to are nobody else's. After a hand-over
 fails they stay in quarantine until the prefill engine says that nothing is pending (KvReleased,
 KvFailed), or cannot write any more: the connection to it is lost, and each transport either fences
-closed windows or has seen the writer's process go.
+closed windows or has no writer left of the guest that it was, who is expelled.
 Elsewhere: the other side (prefill.py), copying (transfer/), messages (messages/handover.py).
 """
 
@@ -38,6 +38,7 @@ from baton.messages.handover import (
     KvReleased,
     KvReserved,
 )
+from baton.messages.regions import RegionDescriptor
 from baton.obs.logs import event_log
 from baton.transfer.protocol import KvTransport
 
@@ -56,6 +57,8 @@ class _Leg:
     transfer_id: str
     state: HandoverStage = HandoverStage.QUEUED_FOR_BLOCKS
     num_reserved_blocks: int = 0
+    guest: str = ""
+    """As what its peer was told of the pool; "" before it was."""
 
     @property
     def pair(self) -> tuple[str, int, int]:
@@ -64,18 +67,26 @@ class _Leg:
 
 @dataclass
 class _Quarantine:
-    """Blocks of a failed hand-over, held under `holder` until no write can arrive. `writer_ids`:
-    the names of a lost peer's transports; without a hello from it there are none. `engine_id`: the
-    life of the peer that holds the lease; another one at its address knows nothing of it."""
+    """Blocks of a failed hand-over, held under `holder` until no write can arrive. `guest`: as what
+    the peer may connect to the pool. `engine_id`: the life of the peer that holds the lease;
+    another one at its address knows nothing of it."""
 
     holder: str
     peer_address: str
     generation: int
+    guest: str
     since_s: float
     engine_id: str | None = None
     is_overdue: bool = False
     is_peer_lost: bool = False
-    writer_ids: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Guest:
+    """What a prefill engine is to our pool as long as its control connection lasts."""
+
+    name: str
+    regions: list[RegionDescriptor]
 
 
 class DecodeRole:
@@ -107,7 +118,8 @@ class DecodeRole:
         self._local = UnifiedRole(core)
         self._legs: dict[str, _Leg] = {}  # by transfer id, in order of arrival
         self._quarantines: dict[str, _Quarantine] = {}  # by transfer id
-        self._writer_ids: dict[str, frozenset[str]] = {}  # of each connected engine, by its key
+        self._guests: dict[str, _Guest] = {}  # by address, until the connection is lost
+        self._num_guests = 0
         self._engine_ids: dict[str, str] = {}  # of each connected engine, by its key
         self._generations = itertools.count(1)
         self._tally = HandoverTally()
@@ -159,7 +171,6 @@ class DecodeRole:
         match event:
             case PeerConnected(key=key, hello=hello):
                 log.info("prefill engine connected", peer=key, engine_id=hello.engine_id)
-                self._writer_ids[key] = frozenset(hello.writer_ids)
                 self._engine_ids[key] = hello.engine_id
                 self._ask_again(key)
             case PeerMessage(key=key, message=message):
@@ -205,6 +216,8 @@ class DecodeRole:
         self._tally.left(leg.state, now_s - leg.since_s)
         leg.state, leg.since_s = HandoverStage.AWAITING_KV, now_s
         leg.num_reserved_blocks = num_new
+        guest = self._guest_at(leg.peer_address)
+        leg.guest = guest.name
         self._open_windows(leg.transfer_id, blocks)
         self._send(
             leg.peer_address,
@@ -217,11 +230,28 @@ class DecodeRole:
                 prompt_digest=prompt_digest(sequence.request.prompt_token_ids),
                 num_cached_blocks=len(hits),
                 block_ids=blocks,
-                regions=[transport.descriptor for transport in self._transports],
+                regions=guest.regions,
                 wants_checksums=self._checksums is not None,
             ),
         )
         return True
+
+    def _guest_at(self, address: str) -> _Guest:
+        """Connections to the pool are told apart by the control connection that they belong to: a
+        writer that comes after the loss of its own is refused, whoever else is at its address."""
+        guest = self._guests.get(address)
+        if guest is None:
+            self._num_guests += 1
+            name = f"{address}#{self._num_guests}"
+            regions = [transport.admit(name) for transport in self._transports]
+            guest = self._guests[address] = _Guest(name, regions)
+        return guest
+
+    def _expel(self, address: str) -> None:
+        guest = self._guests.pop(address, None)
+        if guest is not None:
+            for transport in self._transports:
+                transport.expel(guest.name)
 
     def _open_windows(self, transfer_id: str, blocks: list[int]) -> None:
         size = self._layout.block_bytes
@@ -344,6 +374,7 @@ class DecodeRole:
                 holder,
                 leg.peer_address,
                 leg.generation,
+                leg.guest,
                 self._clock.now_s(),
                 engine_id=self._engine_ids.get(leg.peer_address),
             )
@@ -372,12 +403,11 @@ class DecodeRole:
         for leg in list(self._legs.values()):
             if leg.peer_address == key:
                 self._end(leg, finish)
-        writer_ids = self._writer_ids.pop(key, frozenset())
+        self._expel(key)
         engine_id = self._engine_ids.pop(key, None)
         for quarantine in self._quarantines.values():
             if quarantine.peer_address == key:
                 quarantine.is_peer_lost = True
-                quarantine.writer_ids |= writer_ids
                 quarantine.engine_id = quarantine.engine_id or engine_id
 
     def _ask_again(self, key: str) -> None:
@@ -392,7 +422,7 @@ class DecodeRole:
         if not quarantine.is_peer_lost:
             return False  # it will answer our cancel
         return all(
-            transport.can_fence or not (quarantine.writer_ids & transport.live_writers())
+            transport.can_fence or not transport.live_writers(quarantine.guest)
             for transport in self._transports
         )
 

@@ -223,7 +223,6 @@ def _link(
         transport.set_on_completion(api.wake)
     hello = EngineHello(
         engine_id=engine_id,
-        writer_ids=[transport.writer_id for transport in transports],
         role=spec.role,
         layout=terms_of(layout),
     )

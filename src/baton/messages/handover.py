@@ -104,10 +104,8 @@ class LayoutTerms(msgspec.Struct, frozen=True, kw_only=True):
 
 class EngineHello(msgspec.Struct, frozen=True, kw_only=True):
     """First message on a new control connection, once both have proven the cluster's secret.
-    `writer_ids` are the names under which its transports write into a peer's pool. Engines whose
-    `layout` differs do not talk (ipc/peer_terms.py)."""
+    Engines whose `layout` differs do not talk (ipc/peer_terms.py)."""
 
     engine_id: str
-    writer_ids: list[str]
     role: Name = ""
     layout: LayoutTerms = LayoutTerms()

@@ -165,10 +165,10 @@ def test_hellos_of_the_gone_are_forgotten() -> None:
     world = HandoverWorld(can_fence=True)
     for number in range(100):
         key = f"10.0.0.9:1#{number}"
-        hello = EngineHello(engine_id="stranger", writer_ids=["w" * 1000])
+        hello = EngineHello(engine_id="stranger")
         world.decode.role.on_event(PeerConnected(key=key, hello=hello))
         world.decode.role.on_event(PeerLost(key=key, reason=LostReason.CLOSED))
-    assert not world.decode.role._writer_ids  # type: ignore[attr-defined]
+    assert not world.decode.role._engine_ids  # type: ignore[attr-defined]
 
 
 def test_a_reservation_said_twice_counts_once() -> None:

@@ -47,7 +47,6 @@ class Engine:
         self.events: queue.Queue[PeerEvent] = queue.Queue()
         self.hello = EngineHello(
             engine_id=name,
-            writer_ids=[f"writer of {name}"],
             role=name,
             layout=LayoutTerms(block_size=page_size),
         )
@@ -270,7 +269,7 @@ def test_heartbeats_go_out_while_the_main_thread_computes(make_engine: MakeEngin
         struct.pack(">I", 3) + b"\xc1\xc1\xc1",
         frame(b""),
         struct.pack(">I", 15 << 20) + bytes(1 << 20),
-        frame(HELLO_CODEC.encode(EngineHello(engine_id="x", writer_ids=[]))),
+        frame(HELLO_CODEC.encode(EngineHello(engine_id="x"))),
         frame(struct.pack("!8sH32s", b"BATNCTL1", 99, bytes(32))),
     ],
     ids=["http", "http2", "huge", "not-msgpack", "empty", "endless", "hello", "other-version"],
@@ -335,7 +334,7 @@ def test_a_listener_that_raises_does_not_end_the_link(caplog: pytest.LogCaptureF
         events.put(event)
         raise RuntimeError("a bug of the listener")
 
-    hello = EngineHello(engine_id="x", writer_ids=[])
+    hello = EngineHello(engine_id="x")
     link = PeerLink(CODEC, hello, on_event, "127.0.0.1")
     link.send(f"127.0.0.1:{link.port}", released("a"))
     seen = [events.get(timeout=WAIT_S) for _ in range(3)]
@@ -526,7 +525,7 @@ def test_a_peer_with_another_layout_that_stays_is_not_heard_and_let_go(
     make_engine: MakeEngine,
 ) -> None:
     engine = make_engine("prefill", interval_s=0.02, connect_timeout_s=0.2, max_missed=1000)
-    other = EngineHello(engine_id="x", writer_ids=[], layout=LayoutTerms(block_size=32))
+    other = EngineHello(engine_id="x", layout=LayoutTerms(block_size=32))
     with connect_raw(engine) as connection:
         raw = Raw(connection).prove()
         raw.say(HELLO_CODEC.encode(other))

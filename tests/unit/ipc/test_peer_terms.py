@@ -20,12 +20,12 @@ LAYOUT = LayoutTerms(
 
 def hello(role: str, **changes: int | str) -> EngineHello:
     layout = msgspec.structs.replace(LAYOUT, **changes)
-    return EngineHello(engine_id=role, writer_ids=[], role=role, layout=layout)
+    return EngineHello(engine_id=role, role=role, layout=layout)
 
 
 def test_equal_layouts_differ_in_nothing() -> None:
     assert find_difference(hello("decode"), hello("prefill")) == ""
-    bare = EngineHello(engine_id="a", writer_ids=[])
+    bare = EngineHello(engine_id="a")
     assert find_difference(bare, bare) == ""
 
 
@@ -57,5 +57,5 @@ def test_what_follows_from_another_model_is_not_told_and_what_does_not_is() -> N
 
 
 def test_an_engine_without_a_pool_fits_none_that_has_one() -> None:
-    told = find_difference(EngineHello(engine_id="a", writer_ids=[]), hello("prefill"))
+    told = find_difference(EngineHello(engine_id="a"), hello("prefill"))
     assert "the model is aaaa on the prefill worker and nothing on the other worker" in told
