@@ -115,6 +115,8 @@ class HandoverWorld:
         self.past_lives: list[Life] = []
         self.decode_requests: dict[str, EngineRequest] = {}
         self.prefill_requests: set[str] = set()
+        self.late_legs: list[EngineRequest] = []
+        self._replaced: list[Side] = []
         self.decode = self._new_decode()
         self.prefill = self._new_prefill()
 
@@ -132,18 +134,29 @@ class HandoverWorld:
         """Messages that were said on the open connection."""
         return len(self._said)
 
-    def submit(self, prompt: list[int], num_new: int, *, prefill: bool, decode: bool) -> None:
-        """A request of which one leg may get lost on the way."""
+    def submit(
+        self, prompt: list[int], num_new: int, *, prefill: bool, decode: bool, is_late: bool = False
+    ) -> None:
+        """A request of which one leg may get lost on the way, or come late: `bring_late_leg`."""
         room = self._num_requests
         self._num_requests += 1
         if decode:
-            request = self._request(f"d{room}", prompt, num_new, room, PREFILL_ADDRESS)
-            self.decode_requests[request.request_id] = request
-            self.decode.role.submit(request)
+            self._submit_to_decode(
+                self._request(f"d{room}", prompt, num_new, room, PREFILL_ADDRESS)
+            )
+        elif is_late:
+            self.late_legs.append(self._request(f"d{room}", prompt, num_new, room, PREFILL_ADDRESS))
         if prefill:
-            request = self._request(f"p{room}", prompt, 1, room, "")
-            self.prefill_requests.add(request.request_id)
-            self.prefill.role.submit(request)
+            self._submit_to_prefill(self._request(f"p{room}", prompt, 1, room, ""))
+        elif is_late:
+            self.late_legs.append(self._request(f"p{room}", prompt, 1, room, ""))
+
+    def bring_late_leg(self, index: int) -> None:
+        request = self.late_legs.pop(index)
+        if request.request_id.startswith("d"):
+            self._submit_to_decode(request)
+        else:
+            self._submit_to_prefill(request)
 
     def land_write(
         self, writer: WorldWriter, window: str = "", *, is_damaged: bool = False
@@ -216,12 +229,31 @@ class HandoverWorld:
         """The prefill process dies, with every write it had not finished, and a new one starts."""
         self.cut_link(LostReason.CLOSED)
         for writer in self.all_writers:
-            writer.die("the writer is gone")
-        self.all_writers.clear()
+            if writer.writer_id == self._writer_id:
+                writer.die("the writer is gone")
         self.prefill_requests.clear()
         self.is_hung = False
         self.prefill.segment.close()
         self.prefill = self._new_prefill()
+
+    def replace_prefill(self) -> None:
+        """The prefill process hangs for good, its writes under way, and another one is started in
+        its place."""
+        self.cut_link(LostReason.HEARTBEAT)
+        self.prefill_requests.clear()
+        self.is_hung = False
+        self._replaced.append(self.prefill)
+        self.prefill = self._new_prefill()
+
+    def end_replaced(self) -> None:
+        """Those that were replaced die."""
+        for writer in self.all_writers:
+            if writer.writer_id != self._writer_id:
+                writer.die("the writer is gone")
+        self.transport.all_writers[:] = [w for w in self.all_writers if w.is_alive or w.tickets]
+        for side in self._replaced:
+            side.segment.close()
+        self._replaced.clear()
 
     def kill_decode(self) -> None:
         """The decode process dies; a new one starts, with a pool of its own."""
@@ -236,6 +268,7 @@ class HandoverWorld:
     def settle(self) -> None:
         """Let everything run to its end: no more faults, and as much time as any deadline takes."""
         self.is_hung = self.is_decode_hung = self.is_cut_off = self.peers.is_slow = False
+        self.end_replaced()
         for key in list(self.peers.pending):
             self.peers.finish(key)
         for _ in range(400):
@@ -254,14 +287,25 @@ class HandoverWorld:
         for writer in self.all_writers:
             for ticket in writer.tickets:
                 self._check_target(ticket)
+                if writer.writer_id != self._writer_id:
+                    continue  # of one that was replaced, which does nothing any more
                 for copy in ticket.copies:
                     first, num_blocks = copy.src_offset // size, copy.num_bytes // size
                     assert held_by_prefill >= set(range(first, first + num_blocks)), ticket.window
 
     def close(self) -> None:
         """Let go of the pools' memory."""
+        self.end_replaced()
         self.prefill.segment.close()
         self.decode.segment.close()
+
+    def _submit_to_decode(self, request: EngineRequest) -> None:
+        self.decode_requests[request.request_id] = request
+        self.decode.role.submit(request)
+
+    def _submit_to_prefill(self, request: EngineRequest) -> None:
+        self.prefill_requests.add(request.request_id)
+        self.prefill.role.submit(request)
 
     def _take(self, writer: WorldWriter, window: str) -> WorldTicket:
         ticket = next(t for t in writer.tickets if window in ("", t.window))

@@ -57,9 +57,12 @@ class HandoverMachine(RuleBasedStateMachine):
         shared=st.booleans(),
         num_new=st.integers(1, 6),
         lost_leg=st.sampled_from(["", "", "", "", "prefill", "decode"]),
+        is_late=st.booleans(),
         rounds=st.integers(0, 3),
     )
-    def submit(self, length: int, shared: bool, num_new: int, lost_leg: str, rounds: int) -> None:
+    def submit(
+        self, length: int, shared: bool, num_new: int, lost_leg: str, is_late: bool, rounds: int
+    ) -> None:
         first = PREFIX if shared else [length % 90]
         prompt = (first * 40)[:length]
         self.world.submit(
@@ -67,8 +70,17 @@ class HandoverMachine(RuleBasedStateMachine):
             num_new,
             prefill=lost_leg != "prefill" and not self.world.is_hung,
             decode=lost_leg != "decode" and not self.world.is_decode_hung,
+            is_late=is_late,
         )
         self.run_rounds(rounds)
+
+    @precondition(lambda self: self.world.late_legs)
+    @rule(data=st.data())
+    def bring_a_late_leg(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.world.late_legs) - 1))
+        is_for_decode = self.world.late_legs[index].request_id.startswith("d")
+        if not (self.world.is_decode_hung if is_for_decode else self.world.is_hung):
+            self.world.bring_late_leg(index)
 
     @precondition(lambda self: not self.world.is_decode_hung)
     @rule(messages=st.integers(0, 3))
@@ -165,6 +177,8 @@ class HandoverMachine(RuleBasedStateMachine):
                 "connecting is slow",
                 "nobody connects",
                 "prefill dies",
+                "prefill is replaced",
+                "the replaced die",
                 "decode dies",
             ]
         )
@@ -184,6 +198,10 @@ class HandoverMachine(RuleBasedStateMachine):
                 world.is_cut_off = not world.is_cut_off
             case "prefill dies":
                 world.kill_prefill()
+            case "prefill is replaced":  # it hangs, its writes under way
+                world.replace_prefill()
+            case "the replaced die":
+                world.end_replaced()
             case "decode dies":
                 world.kill_decode()
 
