@@ -66,8 +66,9 @@ def waiting_decode(verify_kv: bool = False) -> HandoverWorld:
 def listened(world: HandoverWorld) -> list[tuple[str, HandoverMessage]]:
     """What prefill says from now on, with the key of whom it tells."""
     told: list[tuple[str, HandoverMessage]] = []
-    role = world.prefill.role
-    role._send = lambda key, message: told.append((key, message))  # type: ignore[attr-defined]
+    world._send_to_decode = (  # type: ignore[method-assign]
+        lambda side, key, message: told.append((key, message))
+    )
     return told
 
 
