@@ -7,6 +7,7 @@ from pathlib import Path
 from baton.testing.processes import Server, router, running, wait_until, worker
 
 REFUSED = re.compile(r'baton:refused_connections_total\{channel="control".*reason="layout"\} (\S+)')
+IN_HAND_OVER = re.compile(r"baton:num_handover_reqs\{[^}]*\} (\S+)")
 CLEAR_S = 8.0
 BODY = {
     "input_ids": list(range(5, 60)),
@@ -16,6 +17,11 @@ BODY = {
 
 def num_refused(server: Server) -> int:
     (count,) = REFUSED.findall(str(server.get("/metrics")[1]))
+    return int(float(count))
+
+
+def num_in_hand_over(server: Server) -> int:
+    (count,) = IN_HAND_OVER.findall(str(server.get("/metrics")[1]))
     return int(float(count))
 
 
@@ -43,6 +49,7 @@ def test_another_page_size_is_told_by_name_and_harms_nobody(
                 )
         for server in (prefill, other):
             wait_until(lambda s=server: s.num_blocks_in_use() == 0, "no block is held")
+            wait_until(lambda s=server: num_in_hand_over(s) == 0, "no leg waits for the other")
         assert num_refused(fits) == 0
         status, answer = fronts[0].post("/generate", BODY)
         assert (status, answer["output_ids"]) == (200, expected["output_ids"])
