@@ -43,7 +43,6 @@ OPENING: Final = KvReserved(
     transfer_id=WINDOW,
     room=0,
     sample_index=0,
-    layout_hash="",
     num_prompt_tokens=0,
     prompt_digest=b"",
     num_cached_blocks=0,
@@ -100,7 +99,7 @@ def new_link(on_event: "queue.SimpleQueue[tuple[int, PeerEvent]]") -> PeerLink:
     """An engine's control link; its events come with the monotonic time in ns."""
     return PeerLink(
         Codec(HandoverMessage),
-        EngineHello(engine_id="bench", writer_ids=[]),
+        EngineHello(engine_id="bench"),
         lambda event: on_event.put((time.monotonic_ns(), event)),
         "127.0.0.1",
     )

@@ -5,9 +5,9 @@
 
 Invariant: blocks that a prefill worker may still write to are nobody else's. After a hand-over
 fails they stay in quarantine until the prefill engine says that nothing is pending (KvReleased,
-KvFailed), or cannot write any more: the connection to it is lost, and each transport either fences
-closed windows or has seen the writer's process go.
-Elsewhere: the other side (prefill.py), copying (transfer/), messages (messages/handover.py).
+KvFailed), or cannot write any more.
+Elsewhere: blocks of failed hand-overs (quarantine.py), who may come to the pool (pool_guests.py),
+the other side (prefill.py), copying (transfer/), messages (messages/handover.py).
 """
 
 import itertools
@@ -21,11 +21,13 @@ import msgspec
 from baton.core.clock import Clock
 from baton.core.request import EngineRequest, Finish
 from baton.disagg.config import DisaggConfig
+from baton.disagg.pool_guests import PoolGuests
+from baton.disagg.quarantine import Lease, Quarantine
 from baton.disagg.role import UnifiedRole, aborted, failed
 from baton.disagg.stage import HandoverStage, HandoverTally, at_stage
 from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence
-from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
+from baton.ipc.peer_link import LostReason, PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_hash import prompt_digest
 from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
@@ -56,26 +58,12 @@ class _Leg:
     transfer_id: str
     state: HandoverStage = HandoverStage.QUEUED_FOR_BLOCKS
     num_reserved_blocks: int = 0
+    guest: str = ""
+    """As what its peer was told of the pool; "" before it was."""
 
     @property
     def pair(self) -> tuple[str, int, int]:
         return self.peer_address, self.room, self.sample_index
-
-
-@dataclass
-class _Quarantine:
-    """Blocks of a failed hand-over, held under `holder` until no write can arrive. `writer_ids`:
-    the names of a lost peer's transports; without a hello from it there are none. `engine_id`: the
-    life of the peer that holds the lease; another one at its address knows nothing of it."""
-
-    holder: str
-    peer_address: str
-    generation: int
-    since_s: float
-    engine_id: str | None = None
-    is_overdue: bool = False
-    is_peer_lost: bool = False
-    writer_ids: frozenset[str] = frozenset()
 
 
 class DecodeRole:
@@ -106,23 +94,21 @@ class DecodeRole:
         self._clock = clock
         self._local = UnifiedRole(core)
         self._legs: dict[str, _Leg] = {}  # by transfer id, in order of arrival
-        self._quarantines: dict[str, _Quarantine] = {}  # by transfer id
-        self._writer_ids: dict[str, frozenset[str]] = {}  # of each connected engine, by its key
+        self._guests = PoolGuests(transports)
         self._engine_ids: dict[str, str] = {}  # of each connected engine, by its key
         self._generations = itertools.count(1)
         self._tally = HandoverTally()
+        self._quarantine = Quarantine(core.pool, transports, self._tally, config.release_warning_s)
 
     @property
     def num_handovers(self) -> int:
         return len(self._legs)
 
     def handover_stats(self) -> HandoverStats:
-        held = self._quarantines.values()
-        now_s = self._clock.now_s()
         return msgspec.structs.replace(
             self._tally.stats(),
-            num_quarantined_blocks=sum(len(self._core.pool.held_by(q.holder)) for q in held),
-            oldest_quarantine_s=max((now_s - q.since_s for q in held), default=0.0),
+            num_quarantined_blocks=self._quarantine.num_blocks,
+            oldest_quarantine_s=self._quarantine.oldest_s(self._clock.now_s()),
         )
 
     def transfers(self) -> dict[str, str]:
@@ -159,23 +145,18 @@ class DecodeRole:
         match event:
             case PeerConnected(key=key, hello=hello):
                 log.info("prefill engine connected", peer=key, engine_id=hello.engine_id)
-                self._writer_ids[key] = frozenset(hello.writer_ids)
                 self._engine_ids[key] = hello.engine_id
-                self._ask_again(key)
+                self._ask_again(key, hello.engine_id)
             case PeerMessage(key=key, message=message):
                 self._on_message(key, message)
             case PeerLost(key=key, reason=reason, detail=detail):
-                self._on_peer_lost(key, detail or reason.value)
+                self._on_peer_lost(key, reason, detail or reason.value)
 
     def tick(self, now_s: float) -> None:
         for leg in list(self._legs.values()):
             if now_s >= leg.since_s + self._config.waiting_timeout_s:
                 self._cancel(leg, failed(self._late(leg), 504))
-        for transfer_id, quarantine in list(self._quarantines.items()):
-            if self._cannot_be_written(quarantine):
-                self._release(transfer_id)
-            elif now_s >= quarantine.since_s + self._config.release_warning_s:
-                self._say_overdue(transfer_id, quarantine, now_s)
+        self._quarantine.tick(now_s)
         self._reserve_in_order()
 
     def _reserve_in_order(self) -> None:
@@ -205,6 +186,8 @@ class DecodeRole:
         self._tally.left(leg.state, now_s - leg.since_s)
         leg.state, leg.since_s = HandoverStage.AWAITING_KV, now_s
         leg.num_reserved_blocks = num_new
+        guest = self._guests.at(leg.peer_address)
+        leg.guest = guest.name
         self._open_windows(leg.transfer_id, blocks)
         self._send(
             leg.peer_address,
@@ -213,12 +196,11 @@ class DecodeRole:
                 generation=leg.generation,
                 room=leg.room,
                 sample_index=leg.sample_index,
-                layout_hash=self._layout.layout_hash,
                 num_prompt_tokens=sequence.num_prompt_tokens,
                 prompt_digest=prompt_digest(sequence.request.prompt_token_ids),
                 num_cached_blocks=len(hits),
                 block_ids=blocks,
-                regions=[transport.descriptor for transport in self._transports],
+                regions=guest.regions,
                 wants_checksums=self._checksums is not None,
             ),
         )
@@ -247,15 +229,10 @@ class DecodeRole:
 
     def _is_of_writer(self, transfer_id: str, key: str) -> bool:
         """Does this connection lead to the engine that holds the lease, in the same life?"""
-        leg, quarantine = self._legs.get(transfer_id), self._quarantines.get(transfer_id)
-        if quarantine is not None and quarantine.is_peer_lost:
-            return quarantine.peer_address == key and self._is_same_life(quarantine)
-        transfer = leg or quarantine
-        return transfer is not None and transfer.peer_address == key
-
-    def _is_same_life(self, quarantine: _Quarantine) -> bool:
-        engine_id = self._engine_ids.get(quarantine.peer_address)
-        return engine_id is not None and engine_id == quarantine.engine_id
+        leg, lease = self._legs.get(transfer_id), self._quarantine.get(transfer_id)
+        if lease is not None:
+            return lease.is_held_by(key, self._engine_ids.get(key))
+        return leg is not None and leg.peer_address == key
 
     def _on_answer(self, message: KvDelivered | KvFailed | KvReleased) -> None:
         match message:
@@ -339,15 +316,15 @@ class DecodeRole:
         del self._legs[leg.transfer_id]
         if leg.state is HandoverStage.AWAITING_KV:
             self._close_windows(leg.transfer_id)
-            holder = f"quarantine:{leg.transfer_id}"
-            self._core.pool.rename(leg.sequence.holder, holder)
-            self._quarantines[leg.transfer_id] = _Quarantine(
-                holder,
+            lease = Lease(
+                leg.transfer_id,
                 leg.peer_address,
                 leg.generation,
+                leg.guest,
                 self._clock.now_s(),
-                engine_id=self._engine_ids.get(leg.peer_address),
+                self._engine_ids.get(leg.peer_address),
             )
+            self._quarantine.take(lease, leg.sequence.holder)
         self._core.end(leg.sequence, self._ended(leg, finish))
 
     def _ended(self, leg: _Leg, finish: Finish) -> Finish:
@@ -363,57 +340,27 @@ class DecodeRole:
         cancel = KvCancel(transfer_id=transfer_id, reason=reason, generation=generation)
         self._send(key, cancel)
 
-    def _on_peer_lost(self, key: str, reason: str) -> None:
-        log.info("prefill engine lost", peer=key, reason=reason)
+    def _on_peer_lost(self, key: str, reason: LostReason, detail: str) -> None:
+        log.info("prefill engine lost", peer=key, reason=detail)
         self._acknowledge_loss(key)
+        finish = failed(f"the prefill worker at {key} is gone ({detail})", 503)
+        if reason is LostReason.LAYOUT:  # it is there, and trying again changes nothing
+            message = f"prefill and decode do not have the same KV layout: {detail}"
+            finish = failed(message, 500)
         for leg in list(self._legs.values()):
             if leg.peer_address == key:
-                message = f"the prefill worker at {key} is gone ({reason})"
-                self._end(leg, failed(message, 503))
-        writer_ids = self._writer_ids.pop(key, frozenset())
-        engine_id = self._engine_ids.pop(key, None)
-        for quarantine in self._quarantines.values():
-            if quarantine.peer_address == key:
-                quarantine.is_peer_lost = True
-                quarantine.writer_ids |= writer_ids
-                quarantine.engine_id = quarantine.engine_id or engine_id
+                self._end(leg, finish)
+        self._guests.expel(key)
+        self._quarantine.lose_peer(key, self._engine_ids.pop(key, None))
 
-    def _ask_again(self, key: str) -> None:
+    def _ask_again(self, key: str, engine_id: str) -> None:
         """A lost prefill engine is back (it was hung or cut off): have it confirm what it could not
         confirm before. It answers KvReleased for transfers that it does not know, too."""
-        for transfer_id, quarantine in self._quarantines.items():
-            is_lost = quarantine.peer_address == key and quarantine.is_peer_lost
-            if is_lost and self._is_same_life(quarantine):
-                self._send_cancel(key, transfer_id, quarantine.generation, "connection lost")
-
-    def _cannot_be_written(self, quarantine: _Quarantine) -> bool:
-        if not quarantine.is_peer_lost:
-            return False  # it will answer our cancel
-        return all(
-            transport.can_fence or not (quarantine.writer_ids & transport.live_writers())
-            for transport in self._transports
-        )
+        for lease in self._quarantine.unconfirmed(key, engine_id):
+            self._send_cancel(key, lease.transfer_id, lease.generation, "connection lost")
 
     def _release(self, transfer_id: str) -> None:
-        quarantine = self._quarantines.pop(transfer_id, None)
-        if quarantine is not None:
-            seconds = self._clock.now_s() - quarantine.since_s
-            self._tally.left(HandoverStage.QUARANTINED, seconds)
-            self._core.pool.release(quarantine.holder)
-
-    def _say_overdue(self, transfer_id: str, quarantine: _Quarantine, now_s: float) -> None:
-        if quarantine.is_overdue:
-            return
-        quarantine.is_overdue = True
-        self._tally.overdue(HandoverStage.QUARANTINED)
-        log.warning(
-            "blocks stay in quarantine until the prefill worker answers or ends",
-            stage=HandoverStage.QUARANTINED.value,
-            peer=quarantine.peer_address,
-            transfer_id=transfer_id,
-            seconds=round(now_s - quarantine.since_s, 1),
-            limit="BATON_DISAGGREGATION_RELEASE_WARNING",
-        )
+        self._quarantine.release(transfer_id, self._clock.now_s())
 
     def _close_windows(self, transfer_id: str) -> None:
         for transport in self._transports:

@@ -139,6 +139,10 @@ def _refused(link: PeerLink | None, totals: Sequence[TransportStats]) -> dict[st
     num_strangers = sum(total.num_strangers for total in totals)
     num_bad = sum(total.num_bad_connections for total in totals)
     return {
-        "control": {"malformed": link.num_bad_connections, "secret": link.num_wrong_secrets},
+        "control": {
+            "malformed": link.num_bad_connections,
+            "secret": link.num_wrong_secrets,
+            "layout": link.num_other_layouts,
+        },
         "kv": {"malformed": num_bad - num_strangers, "secret": num_strangers},
     }

@@ -6,8 +6,9 @@ its writes for too long is stuck, whatever its heartbeats say, and its legs fail
 
 Invariant: the blocks of a leg are released, and the decode side is told that it is over, only when
 no write of that leg is pending any more.
-Elsewhere: the life of a leg (prefill_leg.py), reservations without one (reservations.py), the
-other side (decode.py), copying (transfer/), messages (messages/handover.py).
+Elsewhere: the life of a leg (prefill_leg.py), its end without delivery (draining.py), reservations
+without one (reservations.py), the other side (decode.py), copying (transfer/), messages
+(messages/handover.py).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,8 @@ import msgspec
 from baton.core.clock import Clock
 from baton.core.request import EngineRequest, Finish
 from baton.disagg.config import DisaggConfig
-from baton.disagg.prefill_leg import Pair, PrefillLeg, Reservation
+from baton.disagg.draining import Draining
+from baton.disagg.prefill_leg import Pair, PrefillLeg, Reservation, why_unfit
 from baton.disagg.reservations import WaitingReservations
 from baton.disagg.role import UnifiedRole, aborted, failed
 from baton.disagg.stage import HandoverStage, HandoverTally, at_stage
@@ -26,7 +28,6 @@ from baton.disagg.writers import Writers
 from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence, SequenceState
 from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
-from baton.kvcache.block_hash import prompt_digest
 from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
 from baton.messages.engine import HandoverStats
@@ -66,10 +67,10 @@ class PrefillRole:
         self._local = UnifiedRole(core)
         self._legs: dict[Pair, PrefillLeg] = {}
         self._waiting = WaitingReservations()
-        self._draining: list[PrefillLeg] = []
         self._engine_ids: dict[str, str] = {}  # of each connected decode engine, by its key
         self._stalls = StallWatch(config.stall_timeout_s)
         self._tally = HandoverTally()
+        self._draining = Draining(core.pool, send, self._tally, config.release_warning_s)
         core.on_progress = self._on_progress
         core.on_failure = self._on_failure
 
@@ -121,7 +122,7 @@ class PrefillRole:
         for leg in list(self._legs.values()):
             self._advance(leg, now_s)
         self._fail_stuck(now_s)
-        self._drain(now_s)
+        self._draining.tick(now_s)
         for pair, parked in self._waiting.take_late(now_s):
             reason = (
                 f"no request for bootstrap_room {pair[0]} reached the prefill worker within "
@@ -143,25 +144,6 @@ class PrefillRole:
             for leg in list(self._legs.values()):
                 if leg.peer_key == key and leg.pending_writes:
                     self._end(leg, failed(reason, 504))
-
-    def _drain(self, now_s: float) -> None:
-        for leg in list(self._draining):
-            seconds = now_s - leg.since_s
-            if not leg.pending_writes:
-                self._draining.remove(leg)
-                self._tally.left(HandoverStage.DRAINING, seconds)
-                self._release(leg)
-            elif seconds >= self._config.release_warning_s and not leg.is_overdue:
-                leg.is_overdue = True
-                self._tally.overdue(HandoverStage.DRAINING)
-                log.warning(
-                    "writes of an ended hand-over are still pending; its blocks stay set aside",
-                    stage=HandoverStage.DRAINING.value,
-                    peer=leg.peer_key,
-                    transfer_id=leg.transfer_id,
-                    seconds=round(seconds, 1),
-                    limit="BATON_DISAGGREGATION_RELEASE_WARNING",
-                )
 
     def _on_message(self, key: str, message: HandoverMessage) -> None:
         match message:
@@ -219,7 +201,7 @@ class PrefillRole:
     def _start(self, leg: PrefillLeg, reservation: Reservation) -> None:
         """Both the request and its blocks are there: check that they fit, then compute."""
         leg.reservation = reservation
-        error = self._mismatch(leg.sequence, reservation.message)
+        error = why_unfit(leg.sequence, reservation.message, self._layout.block_size)
         self._move(leg, HandoverStage.COMPUTING)
         if error is not None:
             self._end(leg, failed(error, 500))
@@ -227,25 +209,6 @@ class PrefillRole:
         self._peers.connect(reservation.peer_key, reservation.message.regions)
         leg.num_posted_blocks = reservation.message.num_cached_blocks
         self._core.scheduler.add(leg.sequence)
-
-    def _mismatch(self, sequence: Sequence, reserved: KvReserved) -> str | None:
-        """Why this reservation cannot be for this request, None if it can."""
-        if reserved.layout_hash != self._layout.layout_hash:
-            return (
-                "prefill and decode do not have the same KV layout (model, --kv-cache-dtype, "
-                f"--page-size): {self._layout.layout_hash} and {reserved.layout_hash}"
-            )
-        same_prompt = reserved.num_prompt_tokens == sequence.num_prompt_tokens and (
-            reserved.prompt_digest == prompt_digest(sequence.request.prompt_token_ids)
-        )
-        if not same_prompt:
-            return "prefill and decode were sent different prompts under one bootstrap_room"
-        num_blocks = -(-sequence.num_prompt_tokens // self._layout.block_size)
-        if reserved.num_cached_blocks + len(reserved.block_ids) != num_blocks:
-            return (
-                f"decode reserved {len(reserved.block_ids)} blocks, the prompt needs {num_blocks}"
-            )
-        return None
 
     def _on_progress(self, sequence: Sequence) -> None:
         handover = sequence.request.handover
@@ -358,12 +321,7 @@ class PrefillRole:
                 peer.cancel(ticket)
         self._core.pool.rename(leg.sequence.holder, leg.drain_holder)
         self._core.end(leg.sequence, finish)
-        if leg.pending_writes:
-            self._move(leg, HandoverStage.DRAINING)
-            self._draining.append(leg)
-        else:
-            self._tally.left(leg.state, self._clock.now_s() - leg.since_s)
-            self._release(leg)
+        self._draining.take(leg, self._clock.now_s())
 
     def _move(self, leg: PrefillLeg, state: HandoverStage) -> None:
         now_s = self._clock.now_s()
@@ -375,19 +333,12 @@ class PrefillRole:
         is_connecting = leg.state is HandoverStage.WRITING and self._peer_of(leg) is None
         return HandoverStage.CONNECTING if is_connecting else leg.state
 
-    def _release(self, leg: PrefillLeg) -> None:
-        self._core.pool.release(leg.drain_holder)
-        if leg.last_word is not None:
-            self._send(*leg.last_word)
-
     def _on_peer_lost(self, key: str, reason: str) -> None:
         log.info("decode engine lost", peer=key, reason=reason)
         self._waiting.drop_peer(key)
         self._engine_ids.pop(key, None)
         self._fail_legs_of(key, f"the decode worker is gone ({reason})")
-        for leg in self._draining:
-            if leg.last_word is not None and leg.last_word[0] == key:
-                leg.last_word = None
+        self._draining.lose_peer(key)
         self._peers.drop(key)
 
     def _fail_legs_of(self, key: str, reason: str) -> None:

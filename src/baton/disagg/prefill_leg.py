@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from baton.core.request import Finish
 from baton.disagg.stage import HandoverStage
 from baton.engine.sequence import Sequence
+from baton.kvcache.block_hash import prompt_digest
 from baton.messages.handover import HandoverMessage, KvFailed, KvReserved
 from baton.transfer.protocol import Ticket, TicketState
 
@@ -79,3 +80,17 @@ class PrefillLeg:
     def drain_holder(self) -> str:
         # With its number: the same request id may come again, and fail again, before this is over.
         return f"draining:{self.sequence.order}:{self.sequence.request_id}"
+
+
+def why_unfit(sequence: Sequence, reserved: KvReserved, block_size: int) -> str | None:
+    """Why this reservation cannot be for this request, None if it can. That both engines' blocks
+    look alike has been seen when they connected (ipc/peer_terms.py)."""
+    same_prompt = reserved.num_prompt_tokens == sequence.num_prompt_tokens and (
+        reserved.prompt_digest == prompt_digest(sequence.request.prompt_token_ids)
+    )
+    if not same_prompt:
+        return "prefill and decode were sent different prompts under one bootstrap_room"
+    num_blocks = -(-sequence.num_prompt_tokens // block_size)
+    if reserved.num_cached_blocks + len(reserved.block_ids) != num_blocks:
+        return f"decode reserved {len(reserved.block_ids)} blocks, the prompt needs {num_blocks}"
+    return None

@@ -24,7 +24,7 @@ import struct
 from baton.core.errors import BatonError
 from baton.ipc.framing import FrameError
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HANDSHAKE_BYTES = 64
 """Of one frame before the proof."""
 

@@ -5,9 +5,10 @@ On the wire: frames of ipc/framing.py. The first two in each direction prove the
 heartbeat, every other one is a message.
 
 Invariants: nothing of this engine goes to a peer that has not proven the secret, and nothing of
-such a peer is decoded; `on_end` is called exactly once, whatever goes wrong first, and nothing
-after it.
-Elsewhere: who connects to whom (peer_link.py), the proofs (peer_auth.py).
+such a peer is decoded; no message of a peer with another KV layout is; `on_end` is called exactly
+once, whatever goes wrong first, and nothing after it.
+Elsewhere: who connects to whom (peer_link.py), the proofs (peer_auth.py), whose layout fits whose
+(peer_terms.py).
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import msgspec
 from baton.ipc.framing import FrameError, FrameReader, frame
 from baton.ipc.heartbeat import HeartbeatMonitor
 from baton.ipc.peer_auth import MAX_HANDSHAKE_BYTES, REFUSAL, FrameSeal, Handshake, WrongSecret
+from baton.ipc.peer_terms import find_difference
 from baton.messages.codec import Codec
 from baton.messages.handover import EngineHello
 
@@ -38,6 +40,7 @@ class LostReason(enum.StrEnum):
     UNREACHABLE = "unreachable"
     PROTOCOL = "protocol broken"
     SECRET = "wrong cluster secret"
+    LAYOUT = "another KV layout"
     OVERFLOW = "peer does not read"
 
 
@@ -88,6 +91,7 @@ class PeerConnection(asyncio.Protocol):
         self._num_hello_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._backlog: list[bytes] = []
+        self._refusal = ""
         self._is_ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -107,7 +111,7 @@ class PeerConnection(asyncio.Protocol):
                 self._on_payload(payload)
                 if self._is_ended:
                     return
-            if not self.is_greeted:
+            if not self.is_greeted and not self._refusal:
                 self._bound_hello(len(data))
         except WrongSecret as error:
             self.end(LostReason.SECRET, f"wrong cluster secret: {error}")
@@ -148,6 +152,8 @@ class PeerConnection(asyncio.Protocol):
         self._is_ended = True
         if self._transport is not None:
             self._transport.abort()
+        if self._refusal:
+            reason, detail = LostReason.LAYOUT, self._refusal
         self._owner.on_end(self, reason, detail)
 
     def finish(self) -> None:
@@ -162,12 +168,25 @@ class PeerConnection(asyncio.Protocol):
             self._on_handshake(payload)
             return
         payload = self._incoming.open(payload)
+        if self._refusal:
+            return
         if not self.is_greeted:
-            hello = _HELLO_CODEC.decode(payload)
-            self.is_greeted = True
-            self._owner.on_greeting(self, hello)
+            self._on_hello(_HELLO_CODEC.decode(payload))
         elif payload:
             self._owner.on_frame(self, payload)
+
+    def _on_hello(self, hello: EngineHello) -> None:
+        ends = (self._hello, hello) if self.is_outbound else (hello, self._hello)
+        difference = find_difference(*ends)
+        if not difference:
+            self.is_greeted = True
+            self._owner.on_greeting(self, hello)
+            return
+        self._refusal = difference
+        # Who connected closes: it has requests that end with this, and closing here could take
+        # our hello away before it is read. If it does not, the time for a hello runs out.
+        if self.is_outbound:
+            self.end(LostReason.LAYOUT, difference)
 
     def _on_handshake(self, payload: bytes) -> None:
         assert self._transport is not None

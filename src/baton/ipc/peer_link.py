@@ -65,7 +65,8 @@ PeerEvent = PeerConnected | PeerMessage | PeerLost
 class PeerLink:
     """Thread-safe; only `close` blocks. `on_event` is called on the link's thread and must be
     quick. `secret` is the cluster's; empty for none. `num_bad_connections` counts those that broke
-    the protocol, `num_wrong_secrets` those whose other end did not know the secret."""
+    the protocol, `num_wrong_secrets` those whose other end did not know the secret,
+    `num_other_layouts` those whose other end has blocks of another layout."""
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class PeerLink:
         self.port: int = self._listener.getsockname()[1]
         self.num_bad_connections = 0
         self.num_wrong_secrets = 0
+        self.num_other_layouts = 0
         self._lock = threading.Lock()
         self._is_closed = False
         # The rest belongs to the link's thread.
@@ -163,6 +165,8 @@ class PeerLink:
             self._count_bad(f"{connection.key}: {detail}")
         elif reason is LostReason.SECRET:
             self._count_wrong_secret(f"{connection.key}: {detail}")
+        elif reason is LostReason.LAYOUT:
+            self._count_other_layout(f"{connection.key}: {detail}")
         # A stranger who never said hello is nobody's peer.
         if connection.is_greeted or connection.is_outbound:
             if connection.is_outbound:
@@ -253,6 +257,11 @@ class PeerLink:
         self.num_wrong_secrets += 1
         level = logging.WARNING if self.num_wrong_secrets == 1 else logging.DEBUG
         _log.log(level, "closed a control connection: %s", what)
+
+    def _count_other_layout(self, what: str) -> None:
+        self.num_other_layouts += 1
+        level = logging.WARNING if self.num_other_layouts == 1 else logging.DEBUG
+        _log.log(level, "refused a control connection for its KV layout: %s", what)
 
     def _report(self, event: PeerEvent) -> None:
         if self._is_closed:

@@ -9,15 +9,19 @@ Scales, one float32 per token and head for K and as many for V, are there for in
 lie within a layer is the form: `rows` has one token after the other (the reference in torch),
 `lanes` puts 16 tokens side by side (csrc/kernels.h).
 
-Invariant: two engines may exchange blocks exactly when their `layout_hash` is equal.
+Invariant: two engines may exchange blocks exactly when their `layout_hash` is equal. Engines tell
+each other its fields one by one (disagg/terms.py), so that a difference can be named.
 Elsewhere: the bytes themselves (storage.py), ownership (block_pool.py).
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from baton.core.errors import ConfigError
+
+VERSION: Final = 1
+"""Of what this file says about the bytes of a block; larger with every change of it."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _SCALE_BYTES = 4
@@ -73,6 +77,7 @@ class KvLayout:
     @property
     def layout_hash(self) -> str:
         fields = (
+            VERSION,
             self.model_id,
             self.dtype,
             self.block_size,

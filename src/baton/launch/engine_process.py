@@ -25,6 +25,7 @@ from baton.disagg.decode import DecodeRole
 from baton.disagg.loop import EngineLoop
 from baton.disagg.prefill import PrefillRole
 from baton.disagg.role import EngineRole, UnifiedRole
+from baton.disagg.terms import terms_of
 from baton.disagg.writers import DecodePeers
 from baton.engine.core import EngineCore
 from baton.engine.runner import ModelRunner
@@ -106,7 +107,7 @@ def _run(spec: EngineSpec, secret: str, api: EngineSocket) -> None:
     engine_id = secrets.token_hex(8)
     events: deque[PeerEvent] = deque()
     transports = _transports(spec, segment)
-    link = _link(spec, secret, engine_id, transports, events, api)
+    link = _link(spec, secret, engine_id, layout, transports, events, api)
     checksums = BlockChecksums(segment.view(), layout.block_bytes)
     role = _role(spec, core, layout, checksums, transports, link, engine_id, api, clock)
     loop = EngineLoop(core, role, api, events, transports, clock, link)
@@ -206,6 +207,7 @@ def _link(
     spec: EngineSpec,
     secret: str,
     engine_id: str,
+    layout: KvLayout,
     transports: list[KvTransport],
     events: deque[PeerEvent],
     api: EngineSocket,
@@ -220,7 +222,9 @@ def _link(
     for transport in transports:
         transport.set_on_completion(api.wake)
     hello = EngineHello(
-        engine_id=engine_id, writer_ids=[transport.writer_id for transport in transports]
+        engine_id=engine_id,
+        role=spec.role,
+        layout=terms_of(layout),
     )
     codec: Codec[HandoverMessage] = Codec(HandoverMessage)
     return PeerLink(

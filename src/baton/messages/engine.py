@@ -113,8 +113,8 @@ class EngineStats(_Message, frozen=True, kw_only=True):
     """State after a step, sent at most a few times a second and once when the engine falls idle.
 
     Counters (`total_*`) only grow. `total_refused`: connections that were refused, by channel
-    (control, kv) and reason (malformed, secret). `progress_s` is the engine's monotonic time of its
-    last finished loop turn: liveness means that this moves.
+    (control, kv) and reason (malformed, secret, layout). `progress_s` is the engine's monotonic
+    time of its last finished loop turn: liveness means that this moves.
     """
 
     progress_s: float

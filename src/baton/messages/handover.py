@@ -44,7 +44,6 @@ class KvReserved(_Message, frozen=True, kw_only=True):
     generation: Count = 0
     room: Count
     sample_index: Count
-    layout_hash: Name
     num_prompt_tokens: Count
     prompt_digest: bytes
     num_cached_blocks: Count
@@ -87,9 +86,26 @@ class KvReleased(_Message, frozen=True, kw_only=True):
 HandoverMessage = KvReserved | KvCancel | KvDelivered | KvFailed | KvReleased
 
 
+class LayoutTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What two engines must have alike to exchange KV blocks: kvcache/layout.py, field by field.
+    The defaults are those of an engine without a pool."""
+
+    version: Count = 0
+    model_id: Name = ""
+    dtype: Name = ""
+    block_size: Count = 0
+    num_layers: Count = 0
+    num_kv_heads: Count = 0
+    head_dim: Count = 0
+    tp_rank: Count = 0
+    tp_size: Count = 1
+    form: Name = ""
+
+
 class EngineHello(msgspec.Struct, frozen=True, kw_only=True):
     """First message on a new control connection, once both have proven the cluster's secret.
-    `writer_ids` are the names under which its transports write into a peer's pool."""
+    Engines whose `layout` differs do not talk (ipc/peer_terms.py)."""
 
     engine_id: str
-    writer_ids: list[str]
+    role: Name = ""
+    layout: LayoutTerms = LayoutTerms()

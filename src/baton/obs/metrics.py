@@ -272,7 +272,7 @@ class _EngineCollector:
     def _refused(self, now: EngineSnapshot) -> Metric:
         family = CounterMetricFamily(
             "baton:refused_connections",
-            "Connections refused: malformed, or without the cluster's secret",
+            "Connections refused: malformed, without the cluster's secret, of another KV layout",
             labels=[*self._names, "channel", "reason"],
         )
         for channel, reasons in sorted(now.total_refused.items()):

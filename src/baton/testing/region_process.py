@@ -82,10 +82,14 @@ class RegionProcess:
         self.process.stdout.close()
 
     def ask(self, command: str) -> str:
+        self.tell(command)
+        return self.read_line()
+
+    def tell(self, command: str) -> None:
+        """Its answer is to be read with `read_line`."""
         assert self.process.stdin is not None
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        return self.read_line()
 
     def read_line(self) -> str:
         assert self.process.stdout is not None

@@ -52,7 +52,11 @@ class RemoteWriter(RegionProcess):
         )
 
     def connect(self, descriptor: RegionDescriptor) -> str:
-        return self.ask(f"connect {msgspec.json.encode(descriptor).decode()}")
+        self.start_to_connect(descriptor)
+        return self.read_line()
+
+    def start_to_connect(self, descriptor: RegionDescriptor) -> None:
+        self.tell(f"connect {msgspec.json.encode(descriptor).decode()}")
 
 
 class Writing:

@@ -17,7 +17,7 @@ each backend's own tests.
 from collections.abc import Callable
 
 from baton.testing.network_hosts import NetworkHost
-from baton.testing.transport_checks import broken, hosts, processes, windows
+from baton.testing.transport_checks import broken, guests, hosts, processes, windows
 from baton.testing.transport_checks import bytes as exact
 from baton.testing.transport_checks.sides import MakeTransport
 
@@ -44,6 +44,8 @@ TRANSPORT_CHECKS: tuple[Callable[[MakeTransport], None], ...] = (
     windows.check_the_owner_closing_fails_the_writer,
     windows.check_live_writers,
     windows.check_a_stranger_is_refused,
+    guests.check_guests_are_told_apart,
+    guests.check_an_expelled_guest_is_kept_out,
     windows.check_completion_callback_and_counters,
     windows.check_a_raising_callback_harms_nobody,
     windows.check_nothing_is_left_behind,
@@ -71,6 +73,7 @@ REMOTE_CHECKS: tuple[Callable[[MakeTransport, str], None], ...] = (
     processes.check_a_stopped_writer_that_is_killed,
     processes.check_an_owner_that_was_stopped,
     processes.check_a_restarted_owner_is_not_taken_for_the_old_one,
+    guests.check_a_writer_that_was_stopped_before_it_came,
 )
 
 HOST_CHECKS: tuple[Callable[[str, NetworkHost, NetworkHost], None], ...] = (

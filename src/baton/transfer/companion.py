@@ -13,7 +13,6 @@ Elsewhere: what is in an invitation (messages/regions.py), the writes (library_p
 """
 
 import contextlib
-import hmac
 import socket
 import struct
 import threading
@@ -22,6 +21,7 @@ from collections.abc import Callable
 import msgspec
 
 from baton.messages.regions import LibraryInvitation
+from baton.transfer.guests import GuestList
 from baton.transfer.io_loop import READABLE, Acceptor, IoLoop
 from baton.transfer.tcp_frames import FrameError, Status
 from baton.transfer.tcp_sockets import MAX_CONNECTIONS, receive_exactly, tune
@@ -72,7 +72,7 @@ class CompanionServer:
         loop: IoLoop,
         listener: socket.socket,
         backend: str,
-        token: bytes,
+        guests: GuestList,
         region_bytes: int,
         invitation: LibraryInvitation,
         account: WriteAccount,
@@ -81,7 +81,7 @@ class CompanionServer:
         self._loop = loop
         self._backend = backend
         self._drain_s = drain_s
-        self._token = token
+        self._guests = guests
         self._region_bytes = region_bytes
         self._invitation = msgspec.msgpack.encode(invitation)
         self._account = account
@@ -89,9 +89,13 @@ class CompanionServer:
         self._connections: set[_WriterConnection] = set()
         self._acceptor = Acceptor(loop, listener, self._accept)
 
-    def live_writers(self) -> frozenset[str]:
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
         with self._lock:
-            return frozenset(each.writer_id for each in self._connections if each.writer_id)
+            return frozenset(
+                each.writer_id
+                for each in self._connections
+                if each.writer_id and guest in (None, each.guest)
+            )
 
     def close(self) -> None:
         """On the loop's thread."""
@@ -99,18 +103,19 @@ class CompanionServer:
         for connection in list(self._connections):
             connection.close()
 
-    def answer_to(self, hello: bytes) -> tuple[Status, str]:
-        """The status, and the writer's id. Raises FrameError if it speaks something else."""
+    def answer_to(self, hello: bytes, enter: Callable[[str, str], None]) -> Status:
+        """`enter(guest, writer_id)` is called for who is let in. Raises FrameError if it speaks
+        something else."""
         magic, version, backend, token, writer_id, region_bytes = HELLO.unpack(hello)
         if magic != _MAGIC or backend.rstrip(b"\0") != self._backend.encode():
             raise FrameError(f"it did not greet as a {self._backend} writer")
         if version != VERSION:
-            return Status.WRONG_VERSION, ""
-        if not hmac.compare_digest(token, self._token):
-            return Status.WRONG_TOKEN, ""
-        if region_bytes != self._region_bytes:
-            return Status.WRONG_SIZE, ""
-        return Status.WELCOME, writer_id.hex()
+            return Status.WRONG_VERSION
+        fits = region_bytes == self._region_bytes
+        name = writer_id.hex() if fits else ""
+        if not self._guests.let_in(token, lambda guest: enter(guest, name)):
+            return Status.WRONG_TOKEN
+        return Status.WELCOME if fits else Status.WRONG_SIZE
 
     def pack_welcome(self, status: Status) -> bytes:
         invitation = self._invitation if status is Status.WELCOME else b""
@@ -158,6 +163,7 @@ class _WriterConnection:
         self._said_bye = False
         self.is_stranger = False
         self.writer_id = ""
+        self.guest = ""
 
     def on_ready(self, mask: int) -> None:
         try:
@@ -191,7 +197,7 @@ class _WriterConnection:
 
     def _greet(self) -> None:
         try:
-            status, self.writer_id = self._server.answer_to(self._received)
+            status = self._server.answer_to(self._received, self._enter)
             # The first bytes on a new socket fit its buffer, and an invitation has a few hundred.
             self._socket.send(self._server.pack_welcome(status))
         except FrameError as error:
@@ -202,6 +208,9 @@ class _WriterConnection:
             if status is not Status.WELCOME:
                 self.is_stranger = status is Status.WRONG_TOKEN
                 self.close(bad=f"greeting refused: {status.name}")
+
+    def _enter(self, guest: str, writer_id: str) -> None:
+        self.guest, self.writer_id = guest, writer_id
 
 
 class OwnerWatch:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from baton.core.errors import TransferError
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.companion import DRAIN_S, STALL_TIMEOUT_S, CompanionServer, OwnerWatch, greet
+from baton.transfer.guests import ANYONE, GuestList
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import IoLoop
 from baton.transfer.library import LibraryError, TransferLibrary
@@ -54,25 +55,26 @@ class LibraryTransport:
         self._account = WriteAccount()
         self._peers: OpenPeers[LibraryPeer] = OpenPeers()
         self._writer_id = secrets.token_bytes(16)
-        token = secrets.token_bytes(16)
         listener = listen(host, 0)
-        port = listener.getsockname()[1]
+        self._guests = GuestList(
+            RegionDescriptor(
+                backend=name,
+                host_id=host_id(),
+                address=f"{told_host}:{listener.getsockname()[1]}",
+                num_bytes=num_bytes,
+            )
+        )
+        self._descriptor = self._guests.admit(ANYONE)
         self._loop = IoLoop(f"baton-{name}-io")
         self._server = CompanionServer(
             self._loop,
             listener,
             name,
-            token,
+            self._guests,
             num_bytes,
             library.invitation,
             self._account,
             drain_s,
-        )
-        self._descriptor = RegionDescriptor(
-            backend=name,
-            host_id=host_id(),
-            address=f"{told_host}:{port}/{token.hex()}",
-            num_bytes=num_bytes,
         )
 
     @property
@@ -83,8 +85,14 @@ class LibraryTransport:
     def writer_id(self) -> str:
         return self._writer_id.hex()
 
-    def live_writers(self) -> frozenset[str]:
-        return self._server.live_writers()
+    def admit(self, guest: str) -> RegionDescriptor:
+        return self._guests.admit(guest)
+
+    def expel(self, guest: str) -> None:
+        self._guests.expel(guest)
+
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
+        return self._server.live_writers(guest)
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> LibraryPeer:
         place = remote.place

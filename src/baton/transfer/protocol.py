@@ -11,7 +11,8 @@ Invariants, checked by `baton.testing.transport_conformance` on every backend:
 - if the backend `can_fence`, a write lands only in ranges of a window that is open (anything else
   fails the ticket), and after `close_window` returns no byte of that window changes, whatever the
   writer still does. Without a fence the owner must keep the blocks until the writer has said that
-  its ticket left PENDING, or is gone from `live_writers` (late writes corrupt reused blocks).
+  its ticket left PENDING, or its guest is expelled and has no `live_writers` (late writes corrupt
+  reused blocks).
 
 Elsewhere: what the bytes mean (kvcache/layout.py), who may write when (disagg/).
 """
@@ -112,17 +113,30 @@ class KvTransport(Protocol):
     same_host_only: bool
 
     @property
-    def descriptor(self) -> RegionDescriptor: ...
+    def descriptor(self) -> RegionDescriptor:
+        """For anyone who is told of it; what cannot be taken back."""
+        ...
 
     @property
     def writer_id(self) -> str:
         """What this transport is called in the `live_writers` of the regions it connects to."""
         ...
 
-    def live_writers(self) -> frozenset[str]:
-        """Writers connected to the local region. A connected writer that has left this set has
-        let go of the region or its process is dead: nothing more of it can arrive. (One that was
-        never here may still connect: it knows the descriptor.)"""
+    def admit(self, guest: str) -> RegionDescriptor:
+        """A descriptor for writers that are to be told apart, and kept out when they are given up.
+        Raises ValueError if there is a guest of this name."""
+        ...
+
+    def expel(self, guest: str) -> None:
+        """Nobody connects with this guest's descriptor any more. Connections that are there stay,
+        and among the `live_writers`. Idempotent."""
+        ...
+
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
+        """Writers connected to the local region, all or those with this guest's descriptor. A
+        connected writer that has left this set has let go of the region or its process is dead:
+        nothing more of it can arrive. One that was never here may still connect, unless its guest
+        is expelled: of a guest that is expelled and has no live writer nothing can arrive."""
         ...
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> Peer:

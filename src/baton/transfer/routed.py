@@ -53,8 +53,14 @@ class RoutedTransport:
     def writer_id(self) -> str:
         return self._inner.writer_id
 
-    def live_writers(self) -> frozenset[str]:
-        return self._inner.live_writers()
+    def admit(self, guest: str) -> RegionDescriptor:
+        return self._inner.admit(guest)
+
+    def expel(self, guest: str) -> None:
+        self._inner.expel(guest)
+
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
+        return self._inner.live_writers(guest)
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> RoutedPeer:
         inner = self._inner.connect(remote, timeout_s)

@@ -2,7 +2,7 @@
 
 One copy from block to block, no staging and no kernel in between. No fence: a writer that has
 mapped the segment cannot be stopped by its owner, and nobody checks windows. The owner waits for
-the writer's word, or for its absence from `live_writers`.
+the writer's word, or for its absence from `live_writers` once its guest is expelled.
 
 Elsewhere: the owner's side (shm_owner.py), the copies (shm_peer.py), the segment
 (kvcache/storage.py).
@@ -19,7 +19,7 @@ from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.config import TransferConfig
-from baton.transfer.host import host_id
+from baton.transfer.guests import ANYONE
 from baton.transfer.io_loop import READABLE, IoLoop
 from baton.transfer.open_peers import OpenPeers
 from baton.transfer.protocol import CompletionCallback, TransportStats
@@ -61,12 +61,7 @@ class ShmTransport:
         self._num_queues = config.num_queues
         self._loop = IoLoop("baton-shm-io")
         self._server = SegmentServer(self._loop, segment, self._account)
-        self._descriptor = RegionDescriptor(
-            backend=self.name,
-            host_id=host_id(),
-            address=f"{self._server.name}/{self._server.token.hex()}",
-            num_bytes=segment.num_bytes,
-        )
+        self._descriptor = self._server.guests.admit(ANYONE)
 
     @property
     def descriptor(self) -> RegionDescriptor:
@@ -76,8 +71,14 @@ class ShmTransport:
     def writer_id(self) -> str:
         return self._writer_id
 
-    def live_writers(self) -> frozenset[str]:
-        return self._server.live_writers()
+    def admit(self, guest: str) -> RegionDescriptor:
+        return self._server.guests.admit(guest)
+
+    def expel(self, guest: str) -> None:
+        self._server.guests.expel(guest)
+
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
+        return self._server.live_writers(guest)
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> ShmPeer:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

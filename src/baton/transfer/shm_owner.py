@@ -1,7 +1,7 @@
 """The owner's side of shared memory: hands the segment to writers and knows who holds it.
 
 It listens on an abstract Unix socket (no file is left behind, and network namespaces keep hosts
-apart), serves processes of its own user that know the descriptor's token (anybody can read
+apart), serves processes of its own user that know a guest's token (anybody can read
 abstract names in /proc/net/unix), and keeps each connection: its end is the end of
 the writer, seen in microseconds.
 
@@ -13,7 +13,6 @@ closes its sockets.
 Elsewhere: the writer's side (shm.py, shm_peer.py).
 """
 
-import hmac
 import os
 import secrets
 import socket
@@ -21,6 +20,9 @@ import struct
 import threading
 
 from baton.kvcache.storage import SharedSegment
+from baton.messages.regions import RegionDescriptor
+from baton.transfer.guests import GuestList
+from baton.transfer.host import host_id
 from baton.transfer.io_loop import READABLE, Acceptor, IoLoop
 from baton.transfer.ticket import WriteAccount
 
@@ -42,15 +44,26 @@ class SegmentServer:
         self._lock = threading.Lock()
         self._connections: set[_WriterConnection] = set()
         self.name = f"baton-kv-{secrets.token_hex(8)}"
-        self.token = secrets.token_bytes(16)
+        self.guests = GuestList(
+            RegionDescriptor(
+                backend="shm",
+                host_id=host_id(),
+                address=self.name,
+                num_bytes=segment.num_bytes,
+            )
+        )
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.bind(f"\0{self.name}")
         listener.listen(128)
         self._acceptor = Acceptor(loop, listener, self._accept)
 
-    def live_writers(self) -> frozenset[str]:
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
         with self._lock:
-            return frozenset(each.writer_id for each in self._connections if each.writer_id)
+            return frozenset(
+                each.writer_id
+                for each in self._connections
+                if each.writer_id and guest in (None, each.guest)
+            )
 
     def close(self) -> None:
         """On the loop's thread."""
@@ -95,6 +108,7 @@ class _WriterConnection:
         self._received = b""
         self._is_open = True
         self.writer_id = ""
+        self.guest = ""
 
     def on_ready(self, mask: int) -> None:
         try:
@@ -129,11 +143,14 @@ class _WriterConnection:
         if magic != MAGIC:
             self.close(bad="it does not speak this version of the shm protocol")
             return
-        if not hmac.compare_digest(token, self._server.token):
-            self.close(bad="it does not know the region's token", is_stranger=True)
+
+        def enter(guest: str) -> None:
+            # Named first: from the moment the descriptor is out, the writer may write.
+            self.guest, self.writer_id = guest, writer_id.hex()
+
+        if not self._server.guests.let_in(token, enter):
+            self.close(bad="it knows no token that is valid", is_stranger=True)
             return
-        # Named first: from the moment the descriptor is out, the writer may write.
-        self.writer_id = writer_id.hex()
         try:
             self._server.hand_out(self._socket)
         except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ The owner checks each range against its open windows and receives straight into 
 writer sends straight from its own. A peer is several connections, and all connections of a
 transport are dealt out to its threads in turn, at either end.
 
-Invariant: only who knows the descriptor's token gets past the greeting, and only into windows.
+Invariant: only who knows a guest's token gets past the greeting, and only into windows.
 Elsewhere: the two sides (tcp_receiver.py; tcp_peer.py, tcp_lane.py), what they say (tcp_frames.py),
 socket options (tcp_sockets.py).
 """
@@ -21,6 +21,7 @@ from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.config import TransferConfig
+from baton.transfer.guests import ANYONE, GuestList
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import Acceptor, IoLoop
 from baton.transfer.open_peers import OpenPeers
@@ -82,16 +83,17 @@ class TcpTransport:
         self._peers: OpenPeers[TcpPeer] = OpenPeers()
         self._receivers: set[TcpReceiver] = set()
         self._writer_id = secrets.token_bytes(16)
-        token = secrets.token_bytes(16)
-        self._region = Region(self._view, self._windows, token)
         listener = listen(host, port)
-        bound_port = listener.getsockname()[1]
-        self._descriptor = RegionDescriptor(
-            backend=self.name,
-            host_id=host_id(),
-            address=f"{told_host}:{bound_port}/{token.hex()}",
-            num_bytes=segment.num_bytes,
+        self._guests = GuestList(
+            RegionDescriptor(
+                backend=self.name,
+                host_id=host_id(),
+                address=f"{told_host}:{listener.getsockname()[1]}",
+                num_bytes=segment.num_bytes,
+            )
         )
+        self._descriptor = self._guests.admit(ANYONE)
+        self._region = Region(self._view, self._windows, self._guests)
         self._loops = [IoLoop(f"baton-tcp-io-{index}") for index in range(config.num_threads)]
         self._next_loop: Iterator[IoLoop] = itertools.cycle(self._loops)
         self._acceptor = Acceptor(self._loops[0], listener, self._accept)
@@ -104,9 +106,19 @@ class TcpTransport:
     def writer_id(self) -> str:
         return self._writer_id.hex()
 
-    def live_writers(self) -> frozenset[str]:
+    def admit(self, guest: str) -> RegionDescriptor:
+        return self._guests.admit(guest)
+
+    def expel(self, guest: str) -> None:
+        self._guests.expel(guest)
+
+    def live_writers(self, guest: str | None = None) -> frozenset[str]:
         with self._lock:
-            return frozenset(each.writer_id for each in self._receivers if each.writer_id)
+            return frozenset(
+                each.writer_id
+                for each in self._receivers
+                if each.writer_id and guest in (None, each.guest)
+            )
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> TcpPeer:
         place = remote.place

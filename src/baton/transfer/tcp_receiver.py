@@ -7,11 +7,11 @@ Elsewhere: frames (tcp_frames.py), accepting connections (tcp.py).
 """
 
 import enum
-import hmac
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from baton.transfer.guests import GuestList
 from baton.transfer.io_loop import READABLE, WRITABLE, IoLoop
 from baton.transfer.tcp_frames import (
     FROM_WRITER,
@@ -58,11 +58,11 @@ class _Incoming:
 
 @dataclass(frozen=True)
 class Region:
-    """What a writer may reach: the bytes, their windows, and the token of the descriptor."""
+    """What a writer may reach: the bytes, their windows, and who may at all."""
 
     view: memoryview
     windows: WindowTable
-    token: bytes
+    guests: GuestList
 
 
 class TcpReceiver:
@@ -95,6 +95,7 @@ class TcpReceiver:
         self._sink = memoryview(bytearray(0))
         self._unsent = bytearray()
         self.writer_id = ""
+        self.guest = ""
         self.is_stranger = False
 
     def start(self, greeting_timeout_s: float) -> None:
@@ -204,18 +205,22 @@ class TcpReceiver:
         greeting = parse_greeting(frame)
         if greeting.version != VERSION:
             status = Status.WRONG_VERSION
-        elif not hmac.compare_digest(greeting.token, self._region.token):
+        elif not self._region.guests.let_in(
+            greeting.token, lambda guest: self._enter(guest, greeting.writer_id)
+        ):
             status = Status.WRONG_TOKEN
             self.is_stranger = True
         elif greeting.region_bytes != len(self._region.view):
             status = Status.WRONG_SIZE
         else:
             status = Status.WELCOME
-            self.writer_id = greeting.writer_id.hex()
         self._socket.send(pack_welcome(status))  # the first bytes on a new socket always fit
         if status is not Status.WELCOME:
             raise FrameError(f"greeting refused: {status.name}")
         self._expect_control(_Expect.HEADER, HEADER.size)
+
+    def _enter(self, guest: str, writer_id: bytes) -> None:
+        self.guest, self.writer_id = guest, writer_id.hex()
 
     def _act(self, header: Header, table: memoryview) -> None:
         if header.kind is Kind.BEGIN:

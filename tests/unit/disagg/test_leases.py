@@ -11,7 +11,7 @@ PROMPT = list(range(9))
 def test_a_reservation_that_is_read_after_its_cancel_starts_nothing() -> None:
     world = HandoverWorld(can_fence=False)
     role = world.prefill.role
-    hello = EngineHello(engine_id="decode-engine", writer_ids=[])
+    hello = EngineHello(engine_id="decode-engine")
     for key in ("old", "new"):
         role.on_event(PeerConnected(key=key, hello=hello))
     cancel = KvCancel(transfer_id="t", reason="connection lost", generation=1)
@@ -21,7 +21,6 @@ def test_a_reservation_that_is_read_after_its_cancel_starts_nothing() -> None:
         generation=1,
         room=0,
         sample_index=0,
-        layout_hash=world.prefill.layout.layout_hash,
         num_prompt_tokens=len(PROMPT),
         prompt_digest=prompt_digest(PROMPT),
         num_cached_blocks=0,
@@ -45,7 +44,7 @@ def test_another_life_at_the_same_address_cannot_release_a_quarantine() -> None:
     role, pool = world.decode.role, world.decode.core.pool
     role.on_event(PeerLost(key=PREFILL_ADDRESS, reason=LostReason.HEARTBEAT))
     assert pool.num_in_use == 3
-    hello = EngineHello(engine_id="another-life", writer_ids=["another"])
+    hello = EngineHello(engine_id="another-life")
     role.on_event(PeerConnected(key=PREFILL_ADDRESS, hello=hello))
     released = KvReleased(transfer_id="decode-engine-1")
     role.on_event(PeerMessage(key=PREFILL_ADDRESS, message=released))

@@ -33,7 +33,6 @@ def reserved(world: HandoverWorld, **fields: object) -> KvReserved:
         transfer_id="t",
         room=0,
         sample_index=0,
-        layout_hash=world.prefill.layout.layout_hash,
         num_prompt_tokens=len(PROMPT),
         prompt_digest=prompt_digest(PROMPT),
         num_cached_blocks=0,
@@ -67,8 +66,9 @@ def waiting_decode(verify_kv: bool = False) -> HandoverWorld:
 def listened(world: HandoverWorld) -> list[tuple[str, HandoverMessage]]:
     """What prefill says from now on, with the key of whom it tells."""
     told: list[tuple[str, HandoverMessage]] = []
-    role = world.prefill.role
-    role._send = lambda key, message: told.append((key, message))  # type: ignore[attr-defined]
+    world._send_to_decode = (  # type: ignore[method-assign]
+        lambda side, key, message: told.append((key, message))
+    )
     return told
 
 
@@ -79,7 +79,6 @@ def listened(world: HandoverWorld) -> list[tuple[str, HandoverMessage]]:
         {"block_ids": [-1, 0, 1]},
         {"room": -1},
         {"transfer_id": "t" * 2**20},
-        {"layout_hash": "h" * 2**20},
     ],
 )
 def test_a_reservation_out_of_bounds_is_no_message(fields: dict[str, object]) -> None:
@@ -167,10 +166,10 @@ def test_hellos_of_the_gone_are_forgotten() -> None:
     world = HandoverWorld(can_fence=True)
     for number in range(100):
         key = f"10.0.0.9:1#{number}"
-        hello = EngineHello(engine_id="stranger", writer_ids=["w" * 1000])
+        hello = EngineHello(engine_id="stranger")
         world.decode.role.on_event(PeerConnected(key=key, hello=hello))
         world.decode.role.on_event(PeerLost(key=key, reason=LostReason.CLOSED))
-    assert not world.decode.role._writer_ids  # type: ignore[attr-defined]
+    assert not world.decode.role._engine_ids  # type: ignore[attr-defined]
 
 
 def test_a_reservation_said_twice_counts_once() -> None:

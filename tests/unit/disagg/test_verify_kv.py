@@ -64,7 +64,7 @@ class Pair:
             CONFIG,
             clock,
         )
-        hello = EngineHello(engine_id="decode-engine", writer_ids=[])
+        hello = EngineHello(engine_id="decode-engine")
         self.prefill.inbox.append(PeerConnected(key=DECODE_KEY, hello=hello))
 
     def serve(self, name: str, prompt: list[int], num_new: int) -> tuple[list[int], Finish]:

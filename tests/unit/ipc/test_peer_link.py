@@ -30,6 +30,7 @@ from baton.messages.handover import (
     KvCancel,
     KvFailed,
     KvReleased,
+    LayoutTerms,
 )
 
 WAIT_S = 20.0
@@ -40,9 +41,15 @@ HELLO_CODEC: Codec[EngineHello] = Codec(EngineHello)
 class Engine:
     """A peer link and what it reported."""
 
-    def __init__(self, name: str, interval_s: float = 5.0, **options: float | bytes):
+    def __init__(
+        self, name: str, interval_s: float = 5.0, page_size: int = 16, **options: float | bytes
+    ):
         self.events: queue.Queue[PeerEvent] = queue.Queue()
-        self.hello = EngineHello(engine_id=name, writer_ids=[f"writer of {name}"])
+        self.hello = EngineHello(
+            engine_id=name,
+            role=name,
+            layout=LayoutTerms(block_size=page_size),
+        )
         self.link = PeerLink(
             CODEC,
             self.hello,
@@ -262,7 +269,7 @@ def test_heartbeats_go_out_while_the_main_thread_computes(make_engine: MakeEngin
         struct.pack(">I", 3) + b"\xc1\xc1\xc1",
         frame(b""),
         struct.pack(">I", 15 << 20) + bytes(1 << 20),
-        frame(HELLO_CODEC.encode(EngineHello(engine_id="x", writer_ids=[]))),
+        frame(HELLO_CODEC.encode(EngineHello(engine_id="x"))),
         frame(struct.pack("!8sH32s", b"BATNCTL1", 99, bytes(32))),
     ],
     ids=["http", "http2", "huge", "not-msgpack", "empty", "endless", "hello", "other-version"],
@@ -327,7 +334,7 @@ def test_a_listener_that_raises_does_not_end_the_link(caplog: pytest.LogCaptureF
         events.put(event)
         raise RuntimeError("a bug of the listener")
 
-    hello = EngineHello(engine_id="x", writer_ids=[])
+    hello = EngineHello(engine_id="x")
     link = PeerLink(CODEC, hello, on_event, "127.0.0.1")
     link.send(f"127.0.0.1:{link.port}", released("a"))
     seen = [events.get(timeout=WAIT_S) for _ in range(3)]
@@ -489,3 +496,41 @@ def test_noise_is_turned_away_and_counted(
     friend = make_engine("friend", secret=SECRET)
     friend.link.send(engine.address, released("still alive"))
     assert isinstance(engine.next(), PeerConnected)
+
+
+def test_another_layout_ends_it_on_both_sides_by_name(make_engine: MakeEngine) -> None:
+    decode, prefill = make_engine("decode", page_size=32), make_engine("prefill")
+    for _ in range(2):  # each attempt anew, once the loss before is known
+        decode.link.send(prefill.address, released("for those who fit"))
+        event = decode.next()
+        assert isinstance(event, PeerLost)
+        assert event.reason is LostReason.LAYOUT
+        assert "--page-size is 16 on the prefill worker and 32 on the decode worker" in event.detail
+        decode.link.acknowledge_loss(prefill.address)
+    decode.link.close()  # whatever it still had to close is closed
+    friend = make_engine("friend")
+    friend.link.send(prefill.address, released("fits"))
+    greeting = prefill.next()
+    assert isinstance(greeting, PeerConnected)
+    assert greeting.hello == friend.hello
+    assert prefill.next() == PeerMessage(greeting.key, released("fits"))
+    friend.link.close()
+    assert isinstance(prefill.next(), PeerLost)
+    assert prefill.events.empty()
+    assert (decode.link.num_other_layouts, prefill.link.num_other_layouts) == (2, 2)
+    assert prefill.link.num_bad_connections == 0
+
+
+def test_a_peer_with_another_layout_that_stays_is_not_heard_and_let_go(
+    make_engine: MakeEngine,
+) -> None:
+    engine = make_engine("prefill", interval_s=0.02, connect_timeout_s=0.2, max_missed=1000)
+    other = EngineHello(engine_id="x", layout=LayoutTerms(block_size=32))
+    with connect_raw(engine) as connection:
+        raw = Raw(connection).prove()
+        raw.say(HELLO_CODEC.encode(other))
+        for _ in range(3):
+            raw.say(CODEC.encode(KvCancel(transfer_id="t", reason="x" * 65536)))
+        assert_closed(connection)
+    assert engine.events.empty()
+    assert (engine.link.num_other_layouts, engine.link.num_bad_connections) == (1, 0)
