@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from baton.transfer.protocol import Copy
 
-VERSION = 1
-MAX_PAYLOAD_BYTES = 1 << 20
+VERSION = 2
+MAX_PAYLOAD_BYTES = 4 << 20
 MAX_RANGES = 256
 MAX_TEXT_BYTES = 512
 
@@ -175,3 +175,13 @@ def drop_front(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
             return [buffer[num_bytes:], *buffers[index + 1 :]]
         num_bytes -= len(buffer)
     return []
+
+
+def copy_into(buffers: Sequence[memoryview], content: memoryview) -> None:
+    """Fill the first of a run of buffers."""
+    for buffer in buffers:
+        length = min(len(buffer), len(content))
+        buffer[:length] = content[:length]
+        content = content[length:]
+        if not content:
+            return

@@ -32,6 +32,10 @@ from baton.transfer.tcp_frames import (
 from baton.transfer.ticket import WriteTicket
 
 _TURN_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 20
+_BATCH_BUFFERS = 256
+"""What is handed to the system at once: with one more frame it stays below its 1,024 buffers."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
 
 
@@ -130,21 +134,27 @@ class TcpLane:
             self.loop.modify(self._socket.fileno(), mask)
 
     def _fill(self) -> bool:
-        """Have something to send; False when everything has been sent."""
-        while not self._unsent:
+        """Have much to send at once, if there is much; False when everything has been sent."""
+        num_bytes = sum(map(len, self._unsent))
+        while num_bytes < _BATCH_BYTES and len(self._unsent) < _BATCH_BUFFERS:
             frame = next(self._frames, None)
             if frame is not None:
-                self._unsent = frame
-                continue
-            with self._lock:
-                if not self._queue:
-                    return False
-                ticket = self._queue.popleft()
-            if ticket.is_cancel_requested:
-                ticket.settle(TicketState.CANCELLED, "cancelled by this side")
-            else:
-                self._unanswered[ticket.ticket_id] = ticket
-                self._frames = self._frames_of(ticket)
+                self._unsent += frame
+                num_bytes += sum(map(len, frame))
+            elif not self._begin_next():
+                break
+        return bool(self._unsent)
+
+    def _begin_next(self) -> bool:
+        with self._lock:
+            if not self._queue:
+                return False
+            ticket = self._queue.popleft()
+        if ticket.is_cancel_requested:
+            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
+        else:
+            self._unanswered[ticket.ticket_id] = ticket
+            self._frames = self._frames_of(ticket)
         return True
 
     def _frames_of(self, ticket: WriteTicket) -> Iterator[list[memoryview]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from baton.transfer.io_loop import READABLE, WRITABLE, IoLoop
+from baton.transfer.read_ahead import ReadAhead
 from baton.transfer.tcp_frames import (
     FROM_WRITER,
     GREETING,
@@ -24,6 +25,7 @@ from baton.transfer.tcp_frames import (
     Header,
     Kind,
     Status,
+    copy_into,
     drop_front,
     pack_frame,
     pack_welcome,
@@ -39,6 +41,8 @@ _TURN_BYTES = 4 << 20
 
 _MAX_UNSENT_BYTES = 1 << 20
 _SINK_BYTES = 256 << 10
+_READ_AHEAD_BYTES = 2 * (HEADER.size + MAX_RANGES * RANGE.size)
+"""Holds any frame but its payload."""
 
 
 class _Expect(enum.Enum):
@@ -85,8 +89,7 @@ class TcpReceiver:
         self._is_open = True
         self._is_registered = False
         self._expect = _Expect.GREETING
-        self._control = memoryview(bytearray(MAX_RANGES * RANGE.size))
-        self._have = 0
+        self._ahead = ReadAhead(_READ_AHEAD_BYTES)
         self._need = GREETING.size
         self._header = Header(Kind.END, 0, 0, 0)
         self._incoming: _Incoming | None = None
@@ -94,6 +97,7 @@ class TcpReceiver:
         self._num_payload_left = 0
         self._sink = memoryview(bytearray(0))
         self._unsent = bytearray()
+        self._mask = READABLE
         self.writer_id = ""
         self.is_stranger = False
 
@@ -135,10 +139,7 @@ class TcpReceiver:
         left = _TURN_BYTES
         while left > 0 and self._is_open:
             try:
-                if self._expect is _Expect.PAYLOAD:
-                    received = self._receive_payload()
-                else:
-                    received = self._receive_control()
+                received = self._receive()
             except BlockingIOError:
                 return
             if received == 0:
@@ -146,59 +147,80 @@ class TcpReceiver:
             left -= received
             self._advance()
 
-    def _receive_control(self) -> int:
-        received = self._socket.recv_into(self._control[self._have : self._need])
-        self._have += received
-        return received
-
-    def _receive_payload(self) -> int:
-        incoming = self._incoming
-        assert incoming is not None
-        window = incoming.window
-        if window is None:
+    def _receive(self) -> int:
+        """What has come, payload straight into its place. Behind a payload follow a header and
+        mostly a table, and then a payload: taken along, they save system calls."""
+        window = self._open_window()
+        if window is not None:
+            with window.lock:
+                if window.is_open:
+                    received = self._socket.recvmsg_into([*self._targets, self._ahead.room()])[0]
+                    payload = min(received, self._num_payload_left)
+                    self._count_payload(payload)
+                    self._ahead.add(received - payload)
+                    return received
+        if self._expect is _Expect.PAYLOAD:
             return self._drain_payload()
-        with window.lock:
-            if window.is_open:
-                # A header always follows a payload: take it along, to save a system call.
-                buffers = [*self._targets, self._control[: HEADER.size]]
-                received = self._socket.recvmsg_into(buffers)[0]
-                return self._count_payload(received)
-        self._refuse(incoming, f"window {window.name} was closed by its owner")
-        return self._drain_payload()
-
-    def _count_payload(self, received: int) -> int:
-        payload = min(received, self._num_payload_left)
-        self._num_payload_left -= payload
-        self._targets = drop_front(self._targets, payload)
-        if self._num_payload_left == 0:
-            self._expect_control(_Expect.HEADER, HEADER.size, have=received - payload)
+        received = self._socket.recv_into(self._ahead.room())
+        self._ahead.add(received)
         return received
 
     def _drain_payload(self) -> int:
-        self._targets = []
         if not self._sink:
             self._sink = memoryview(bytearray(_SINK_BYTES))
         received = self._socket.recv_into(self._sink[: self._num_payload_left])
-        self._num_payload_left -= received
-        if self._num_payload_left == 0:
-            self._expect_control(_Expect.HEADER, HEADER.size)
+        self._count_payload(received)
         return received
 
-    def _expect_control(self, expect: _Expect, need: int, have: int = 0) -> None:
-        self._expect, self._need, self._have = expect, need, have
+    def _open_window(self) -> Window | None:
+        """Of the payload that is being received; None if there is none, or it is not wanted."""
+        if self._expect is not _Expect.PAYLOAD:
+            return None
+        incoming = self._incoming
+        assert incoming is not None
+        if incoming.window is not None and not incoming.window.is_open:
+            self._refuse(incoming, f"window {incoming.window.name} was closed by its owner")
+        return incoming.window
 
     def _advance(self) -> None:
-        """Act on every control frame that is complete; there may be empty tables."""
-        while self._is_open and self._expect is not _Expect.PAYLOAD and self._have == self._need:
-            frame = self._control[: self._need]
-            if self._expect is _Expect.GREETING:
-                self._greet(frame)
-            elif self._expect is _Expect.HEADER:
-                self._header = parse_header(frame, FROM_WRITER)
-                self._expect_control(_Expect.TABLE, self._header.num_table_bytes)
+        """Act on every frame that is complete; there may be empty tables."""
+        while self._is_open:
+            if self._expect is _Expect.PAYLOAD:
+                if not self._ahead.num_bytes:
+                    return
+                self._store(self._ahead.take(min(self._ahead.num_bytes, self._num_payload_left)))
+            elif self._ahead.num_bytes >= self._need:
+                self._act_on(self._ahead.take(self._need))
             else:
-                self._expect_control(_Expect.HEADER, HEADER.size)
-                self._act(self._header, frame)
+                return
+
+    def _store(self, payload: memoryview) -> None:
+        """The first bytes of a payload, which came together with its header."""
+        window = self._open_window()
+        if window is not None:
+            with window.lock:
+                if window.is_open:
+                    copy_into(self._targets, payload)
+        self._count_payload(len(payload))
+
+    def _count_payload(self, num_bytes: int) -> None:
+        self._num_payload_left -= num_bytes
+        self._targets = drop_front(self._targets, num_bytes)
+        if self._num_payload_left == 0:
+            self._expect_control(_Expect.HEADER, HEADER.size)
+
+    def _expect_control(self, expect: _Expect, need: int) -> None:
+        self._expect, self._need = expect, need
+
+    def _act_on(self, frame: memoryview) -> None:
+        if self._expect is _Expect.GREETING:
+            self._greet(frame)
+        elif self._expect is _Expect.HEADER:
+            self._header = parse_header(frame, FROM_WRITER)
+            self._expect_control(_Expect.TABLE, self._header.num_table_bytes)
+        else:
+            self._expect_control(_Expect.HEADER, HEADER.size)
+            self._act(self._header, frame)
 
     def _greet(self, frame: memoryview) -> None:
         greeting = parse_greeting(frame)
@@ -277,4 +299,6 @@ class TcpReceiver:
                 del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:
             mask = READABLE | WRITABLE
-        self.loop.modify(self._socket.fileno(), mask)
+        if mask != self._mask:
+            self._mask = mask
+            self.loop.modify(self._socket.fileno(), mask)

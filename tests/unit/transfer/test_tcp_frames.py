@@ -15,6 +15,7 @@ from baton.transfer.tcp_frames import (
     RANGE,
     FrameError,
     Kind,
+    copy_into,
     drop_front,
     pack_frame,
     pack_greeting,
@@ -124,6 +125,14 @@ def test_drop_front() -> None:
     whole = b"".join(buffers)
     for count in range(10):
         assert b"".join(drop_front(buffers, count)) == whole[count:]
+
+
+@given(st.lists(st.integers(0, 5), max_size=6), st.binary(max_size=20))
+def test_copy_into_fills_from_the_front(lengths: list[int], content: bytes) -> None:
+    content = content[: sum(lengths)]
+    buffers = [memoryview(bytearray(length)) for length in lengths]
+    copy_into(buffers, memoryview(content))
+    assert b"".join(buffers) == content.ljust(sum(lengths), b"\0")
 
 
 def test_find_bad_copy_names_the_range() -> None:
