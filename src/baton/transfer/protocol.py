@@ -17,7 +17,7 @@ Elsewhere: what the bytes mean (kvcache/layout.py), who may write when (disagg/)
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -189,3 +189,14 @@ def merge_adjacent(copies: Sequence[Copy]) -> list[Copy]:
         else:
             merged.append(copy)
     return merged
+
+
+def split_pieces(copies: Sequence[Copy], piece_bytes: int) -> Iterator[Copy]:
+    """The same copies, in order, none larger than `piece_bytes`."""
+    for copy in copies:
+        if copy.num_bytes <= piece_bytes:
+            yield copy
+            continue
+        for start in range(0, copy.num_bytes, piece_bytes):
+            length = min(piece_bytes, copy.num_bytes - start)
+            yield Copy(copy.src_offset + start, copy.dst_offset + start, length)

@@ -24,6 +24,7 @@ from baton.transfer.config import TransferConfig
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import Acceptor, IoLoop
 from baton.transfer.open_peers import OpenPeers
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import CompletionCallback, TransportStats
 from baton.transfer.tcp_frames import (
     WELCOME,
@@ -75,7 +76,7 @@ class TcpTransport:
         config = config or TransferConfig()
         self._stall_timeout_s = stall_timeout_s
         self._num_queues = config.num_queues
-        self._view = segment.view()
+        self._memory = PinnedBuffer(segment.map)
         self._windows = WindowTable(segment.num_bytes)
         self._account = WriteAccount()
         self._lock = threading.Lock()
@@ -83,7 +84,7 @@ class TcpTransport:
         self._receivers: set[TcpReceiver] = set()
         self._writer_id = secrets.token_bytes(16)
         token = secrets.token_bytes(16)
-        self._region = Region(self._view, self._windows, token)
+        self._region = Region(self._memory, self._windows, token)
         listener = listen(host, port)
         bound_port = listener.getsockname()[1]
         self._descriptor = RegionDescriptor(
@@ -144,7 +145,7 @@ class TcpTransport:
         for loop in self._loops:
             loop.run(functools.partial(self._close_receivers, loop))
             loop.stop()
-        self._view.release()
+        self._memory.release()
 
     def _open_lane(
         self, address: tuple[str, int, bytes], region_bytes: int, timeout_s: float
@@ -172,7 +173,7 @@ class TcpTransport:
         peer = TcpPeer(
             f"tcp region {place}",
             [(next(self._next_loop), connection) for connection in connections],
-            self._view,
+            self._memory,
             region_bytes,
             self._account,
             self._peers.forget,

@@ -166,22 +166,3 @@ def split_frames(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
                 group, room = [], MAX_PAYLOAD_BYTES
     if group:
         yield group
-
-
-def drop_front(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
-    """What remains of a run of buffers after its first `num_bytes` are done."""
-    for index, buffer in enumerate(buffers):
-        if num_bytes < len(buffer):
-            return [buffer[num_bytes:], *buffers[index + 1 :]]
-        num_bytes -= len(buffer)
-    return []
-
-
-def copy_into(buffers: Sequence[memoryview], content: memoryview) -> None:
-    """Fill the first of a run of buffers."""
-    for buffer in buffers:
-        length = min(len(buffer), len(content))
-        buffer[:length] = content[:length]
-        content = content[length:]
-        if not content:
-            return
