@@ -13,7 +13,6 @@ namespace baton {
 namespace {
 
 using Pairs = std::vector<std::pair<int64_t, int64_t>>;
-using Triples = std::vector<std::array<int64_t, 3>>;
 
 void require_inside(int64_t start, int64_t end, int64_t region_bytes) {
   require(0 <= start && start < end && end <= region_bytes,
@@ -22,10 +21,13 @@ void require_inside(int64_t start, int64_t end, int64_t region_bytes) {
 }
 
 CopyRun* make_copy_run(uintptr_t source, int64_t source_bytes, uintptr_t target,
-                       int64_t target_bytes, const Triples& copies) {
+                       int64_t target_bytes, Ids copies) {
+  require(copies.size() % 3 == 0, "copies are not three numbers each");
   std::vector<CopyRange> ranges;
-  ranges.reserve(copies.size());
-  for (const auto& [from, to, num_bytes] : copies) {
+  ranges.reserve(copies.size() / 3);
+  for (size_t i = 0; i < copies.size(); i += 3) {
+    const int64_t from = copies.data()[i], to = copies.data()[i + 1];
+    const int64_t num_bytes = copies.data()[i + 2];
     require_inside(from, from + num_bytes, source_bytes);
     require_inside(to, to + num_bytes, target_bytes);
     ranges.push_back({from, to, num_bytes});

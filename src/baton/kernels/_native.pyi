@@ -4,6 +4,7 @@ wrong. Arrays are taken in place; outputs are written to `y`, `out`, `logits`.
 Shapes as in csrc/kernels.h.
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,8 +174,9 @@ def random_bits(seed: int, position: int) -> int:
 def __getattr__(name: str) -> Any: ...
 
 class CopyRun:
-    """Copies (source offset, target offset, number of bytes) each, in order; addresses must stay
-    mapped. `advance` on one thread at a time, without the interpreter's lock; `stop` from any."""
+    """Copies ranges in order; `copies` has a source offset, a target offset and a number of bytes
+    for each. Addresses must stay mapped. `advance` on one thread at a time, without the
+    interpreter's lock; `stop` from any."""
 
     is_finished: bool
     num_bytes_moved: int
@@ -184,7 +186,7 @@ class CopyRun:
         source_bytes: int,
         target: int,
         target_bytes: int,
-        copies: Sequence[tuple[int, int, int]],
+        copies: array[int],
     ) -> None: ...
     def advance(self, max_bytes: int) -> None:
         """Until so much is copied (a piece of 1 MiB more at most), all is, or it was stopped."""

@@ -12,9 +12,11 @@ Elsewhere: getting the segment (shm.py).
 import ctypes
 import mmap
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from baton.kernels._native import CopyRun
 from baton.transfer.config import queue_of
@@ -72,9 +74,7 @@ class CopyThreads:
     """Threads that take turns at the queues that have work; one works at a queue at a time."""
 
     def __init__(self, num_threads: int):
-        self._condition = threading.Condition()
-        self._ready: deque[CopyQueue] = deque()
-        self._is_stopping = False
+        self._ready: SimpleQueue[CopyQueue | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"baton-shm-copy-{index}", daemon=True)
             for index in range(num_threads)
@@ -83,27 +83,18 @@ class CopyThreads:
             thread.start()
 
     def schedule(self, queue: "CopyQueue") -> None:
-        with self._condition:
-            self._ready.append(queue)
-            self._condition.notify()
+        self._ready.put(queue)
 
     def stop(self) -> None:
         """End the threads after their current turn; peers must be closed already."""
-        with self._condition:
-            self._is_stopping = True
-            self._condition.notify_all()
+        for _ in self._threads:
+            self._ready.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                while not self._ready and not self._is_stopping:
-                    self._condition.wait()
-                if not self._ready:
-                    return
-                queue = self._ready.popleft()
+        while (queue := self._ready.get()) is not None:
             if queue.peer.take_turn(queue):
                 self.schedule(queue)
 
@@ -279,12 +270,15 @@ class ShmPeer:
 
     def _begin_run(self, queue: CopyQueue, ticket: WriteTicket) -> CopyRun:
         """Known to whoever cancels before the caller looks for the last time whether to stop."""
+        copies = array("q")
+        for copy in ticket.copies:
+            copies.extend((copy.src_offset, copy.dst_offset, copy.num_bytes))
         run = CopyRun(
             self._source.address,
             self._source.num_bytes,
             self._region.address,
             self._region.num_bytes,
-            [(copy.src_offset, copy.dst_offset, copy.num_bytes) for copy in ticket.copies],
+            copies,
         )
         ticket.measure = lambda: run.num_bytes_moved
         with self._condition:

@@ -38,6 +38,7 @@ from baton.transfer.tcp_receiver import Region, TcpReceiver
 from baton.transfer.tcp_sockets import (
     MAX_CONNECTIONS,
     host_for_peers,
+    keep_in_cache,
     listen,
     parse_address,
     receive_exactly,
@@ -154,6 +155,7 @@ class TcpTransport:
         connection = socket.create_connection((host, port), timeout_s)
         try:
             tune(connection, self._stall_timeout_s)
+            keep_in_cache(connection)
             connection.sendall(pack_greeting(token, self._writer_id, region_bytes))
             status = parse_welcome(receive_exactly(connection, WELCOME.size))
             if status is not Status.WELCOME:

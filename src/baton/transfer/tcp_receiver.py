@@ -43,6 +43,10 @@ _MAX_UNSENT_BYTES = 1 << 20
 _LOCKED_BYTES = 1 << 20
 """Closing a window waits for so much of copying, or twice that: about 0.2 ms each."""
 
+_WAKE_BYTES = 128 << 10
+"""While twice as much of a payload is to come, the kernel wakes us for so much, not for each
+segment. The last bytes of a frame never wait for others, and a full socket wakes us anyway."""
+
 _SINK_BYTES = 256 << 10
 _READ_AHEAD_BYTES = 2 * (HEADER.size + MAX_RANGES * RANGE.size)
 """Holds any frame but its payload."""
@@ -100,6 +104,7 @@ class TcpReceiver:
         self._sink = memoryview(bytearray(0))
         self._unsent = bytearray()
         self._mask = READABLE
+        self._wake_bytes = 1
         self.writer_id = ""
         self.is_stranger = False
 
@@ -172,7 +177,7 @@ class TcpReceiver:
         if received < 0:
             return 0
         self._ahead.add(received - (left - self._payload.num_bytes_left))
-        self._end_payload()
+        self._after_payload()
         return received
 
     def _drain_payload(self) -> int:
@@ -180,7 +185,7 @@ class TcpReceiver:
             self._sink = memoryview(bytearray(_SINK_BYTES))
         received = self._socket.recv_into(self._sink[: self._payload.num_bytes_left])
         self._payload.skip(received)
-        self._end_payload()
+        self._after_payload()
         return received
 
     def _open_window(self) -> Window | None:
@@ -215,11 +220,19 @@ class TcpReceiver:
                 if window.is_open:
                     self._payload.store(content)
         self._payload.skip(num_bytes)
-        self._end_payload()
+        self._after_payload()
 
-    def _end_payload(self) -> None:
+    def _after_payload(self) -> None:
+        self._choose_wake_up()
         if self._payload.num_bytes_left == 0:
             self._expect_control(_Expect.HEADER, HEADER.size)
+
+    def _choose_wake_up(self) -> None:
+        is_much = self._payload.num_bytes_left >= 2 * _WAKE_BYTES
+        num_bytes = _WAKE_BYTES if is_much else 1
+        if num_bytes != self._wake_bytes:
+            self._wake_bytes = num_bytes
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
 
     def _expect_control(self, expect: _Expect, need: int) -> None:
         self._expect, self._need = expect, need
@@ -283,6 +296,7 @@ class TcpReceiver:
             self._payload.expect_unwanted(self._header.num_bytes)
         else:
             self._payload.expect(ranges)
+        self._choose_wake_up()
         self._expect = _Expect.PAYLOAD
 
     def _finish(self, incoming: _Incoming, kind: Kind) -> None:
