@@ -12,6 +12,7 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 
+void bind_byte_mover(nanobind::module_& module);
 void bind_decoder(nanobind::module_& module);
 void bind_sampler(nanobind::module_& module);
 
@@ -245,6 +246,8 @@ Spans read_spans(const std::vector<std::array<int32_t, 3>>& rows, const nb::list
 
 NB_MODULE(_native, module) {
   using namespace baton;
+  // A process may end while its daemon threads still hold objects: that is no leak.
+  nb::set_leak_warnings(false);
   module.def("available_isas", &available_isas);
   nb::class_<Weight>(module, "Weight")
       .def(
@@ -297,6 +300,7 @@ NB_MODULE(_native, module) {
           },
           "memory"_a, "num_layers"_a, "block_size"_a, "num_kv_heads"_a, "head_dim"_a, "is_int8"_a)
       .def_prop_ro("num_blocks", [](const Pool& self) { return self.num_blocks; });
+  bind_byte_mover(module);
   bind_decoder(module);
   bind_sampler(module);
 }

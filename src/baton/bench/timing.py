@@ -25,14 +25,17 @@ def rate(run: Callable[[], object], work: float, clock: Clock) -> Sample:
 def interleave(
     cases: Mapping[str, Sample], rounds: int, warm_ups: int = 2
 ) -> dict[str, list[float]]:
-    """`rounds` samples of every case. Each round runs all of them, every other one backwards: no
-    case always follows the same neighbour, whose caches and clock frequency it inherits."""
+    """`rounds` samples of every case. Each round runs all of them, every other one backwards, and
+    the one that begins changes: no case always follows the same neighbour, whose caches and clock
+    frequency it inherits, and none follows itself more often than others do."""
     samples: dict[str, list[float]] = {name: [] for name in cases}
     order = list(cases)
     for _ in range(warm_ups):
         for name in order:
             cases[name]()
     for number in range(rounds):
-        for name in order if number % 2 == 0 else reversed(order):
+        first = number // 2 % len(order)
+        turned = order[first:] + order[:first]
+        for name in turned if number % 2 == 0 else reversed(turned):
             samples[name].append(cases[name]())
     return samples

@@ -4,6 +4,8 @@ wrong. Arrays are taken in place; outputs are written to `y`, `out`, `logits`.
 Shapes as in csrc/kernels.h.
 """
 
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -170,3 +172,54 @@ def random_bits(seed: int, position: int) -> int:
     """53 bits, of the stream that numpy's Philox(key=seed, counter=[position, 0, 0, 0]) begins."""
 
 def __getattr__(name: str) -> Any: ...
+
+class CopyRun:
+    """Copies ranges in order; `copies` has a source offset, a target offset and a number of bytes
+    for each. Addresses must stay mapped. `advance` on one thread at a time, without the
+    interpreter's lock; `stop` from any."""
+
+    is_finished: bool
+    num_bytes_moved: int
+    def __init__(
+        self,
+        source: int,
+        source_bytes: int,
+        target: int,
+        target_bytes: int,
+        copies: array[int],
+    ) -> None: ...
+    def advance(self, max_bytes: int) -> None:
+        """Until so much is copied (a piece of 1 MiB more at most), all is, or it was stopped."""
+
+    def stop(self) -> None: ...
+
+class SendRun:
+    """What goes into a socket: texts, and (start, end) ranges of a region between them."""
+
+    num_bytes: int
+    def __init__(self, address: int, num_bytes: int) -> None: ...
+    def add_text(self, text: bytes) -> None: ...
+    def add_ranges(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    def clear(self) -> None: ...
+    def send(self, fd: int, max_bytes: int) -> int:
+        """Without blocking, until so much is sent (a system call's more at most) or the socket
+        takes no more; how much. Raises OSError."""
+
+class ReceiveRun:
+    """(start, end) ranges of a region, filled in order with what comes out of a socket."""
+
+    num_bytes_left: int
+    def __init__(self, address: int, num_bytes: int) -> None: ...
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None: ...
+    def expect_unwanted(self, num_bytes: int) -> None:
+        """So many bytes that the caller will skip."""
+
+    def receive(self, fd: int, max_bytes: int, beyond: memoryview) -> int:
+        """Without blocking; how much, 0 for nothing now, -1 at the end of the stream. What follows
+        the ranges goes to `beyond`. Raises OSError."""
+
+    def store(self, content: memoryview) -> None:
+        """Put it where the next bytes go, without counting it."""
+
+    def skip(self, num_bytes: int) -> None:
+        """As if so many had been received."""

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from baton.messages.regions import LibraryInvitation
-from baton.transfer.protocol import Copy
-from baton.transfer.shm_peer import split_pieces
+from baton.transfer.protocol import Copy, split_pieces
 
 PROOF_BYTES = 64
 MAX_BATCH_ENTRIES = 1024

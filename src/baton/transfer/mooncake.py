@@ -25,8 +25,8 @@ from baton.transfer.companion import DRAIN_S, STALL_TIMEOUT_S
 from baton.transfer.config import MooncakeConfig, TransferConfig
 from baton.transfer.library import PROOF_BYTES, LibraryError
 from baton.transfer.library_transport import LibraryTransport
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import Copy
-from baton.transfer.shm_peer import PinnedBuffer
 from baton.transfer.tcp_sockets import host_for_peers
 
 _SETTINGS = {

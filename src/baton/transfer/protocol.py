@@ -18,7 +18,7 @@ Elsewhere: what the bytes mean (kvcache/layout.py), who may write when (disagg/)
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -175,32 +175,54 @@ class CompletionCallback(Protocol):
 def find_bad_copy(copies: Sequence[Copy], source_bytes: int, target_bytes: int) -> str:
     """Why a write cannot be (the first copy that leaves a region), or "" if it can."""
     for copy in copies:
-        if copy.num_bytes < 0:
-            return f"num_bytes {copy.num_bytes} of a copy is negative"
-        if copy.src_offset < 0 or copy.src_offset + copy.num_bytes > source_bytes:
-            return (
-                f"source range [{copy.src_offset}, {copy.src_offset + copy.num_bytes}) "
-                f"is outside of the local region of {source_bytes} bytes"
-            )
-        if copy.dst_offset < 0 or copy.dst_offset + copy.num_bytes > target_bytes:
-            return (
-                f"destination range [{copy.dst_offset}, {copy.dst_offset + copy.num_bytes}) "
-                f"is outside of the peer's region of {target_bytes} bytes"
-            )
+        src, dst, num_bytes = copy.src_offset, copy.dst_offset, copy.num_bytes
+        if (
+            num_bytes < 0
+            or src < 0
+            or dst < 0
+            or src + num_bytes > source_bytes
+            or dst + num_bytes > target_bytes
+        ):
+            return _why_bad(copy, source_bytes, target_bytes)
     return ""
+
+
+def _why_bad(copy: Copy, source_bytes: int, target_bytes: int) -> str:
+    if copy.num_bytes < 0:
+        return f"num_bytes {copy.num_bytes} of a copy is negative"
+    if copy.src_offset < 0 or copy.src_offset + copy.num_bytes > source_bytes:
+        return (
+            f"source range [{copy.src_offset}, {copy.src_offset + copy.num_bytes}) "
+            f"is outside of the local region of {source_bytes} bytes"
+        )
+    return (
+        f"destination range [{copy.dst_offset}, {copy.dst_offset + copy.num_bytes}) "
+        f"is outside of the peer's region of {target_bytes} bytes"
+    )
 
 
 def merge_adjacent(copies: Sequence[Copy]) -> list[Copy]:
     """Join copies that continue each other on both sides: few large copies beat many small ones."""
     merged: list[Copy] = []
+    src_end = dst_end = -1
     for copy in copies:
-        last = merged[-1] if merged else None
-        if (
-            last is not None
-            and last.src_offset + last.num_bytes == copy.src_offset
-            and last.dst_offset + last.num_bytes == copy.dst_offset
-        ):
-            merged[-1] = Copy(last.src_offset, last.dst_offset, last.num_bytes + copy.num_bytes)
+        src, dst, num_bytes = copy.src_offset, copy.dst_offset, copy.num_bytes
+        if merged and src == src_end and dst == dst_end:
+            last = merged[-1]
+            copy = Copy(last.src_offset, last.dst_offset, last.num_bytes + num_bytes)
+            merged[-1] = copy
         else:
             merged.append(copy)
+        src_end, dst_end = src + num_bytes, dst + num_bytes
     return merged
+
+
+def split_pieces(copies: Sequence[Copy], piece_bytes: int) -> Iterator[Copy]:
+    """The same copies, in order, none larger than `piece_bytes`."""
+    for copy in copies:
+        if copy.num_bytes <= piece_bytes:
+            yield copy
+            continue
+        for start in range(0, copy.num_bytes, piece_bytes):
+            length = min(piece_bytes, copy.num_bytes - start)
+            yield Copy(copy.src_offset + start, copy.dst_offset + start, length)

@@ -22,9 +22,10 @@ from baton.transfer.config import TransferConfig
 from baton.transfer.guests import ANYONE
 from baton.transfer.io_loop import READABLE, IoLoop
 from baton.transfer.open_peers import OpenPeers
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import CompletionCallback, TransportStats
 from baton.transfer.shm_owner import HELLO, MAGIC, WELCOME, SegmentServer, require_same_user
-from baton.transfer.shm_peer import CopyThreads, MappedRegion, PinnedBuffer, ShmPeer
+from baton.transfer.shm_peer import CopyThreads, MappedRegion, ShmPeer
 from baton.transfer.ticket import WriteAccount
 from baton.transfer.windows import WindowTable
 
@@ -133,8 +134,7 @@ class ShmTransport:
         peer = ShmPeer(
             f"shm region {remote.place}",
             region,
-            self._source.address,
-            self._segment.num_bytes,
+            self._source,
             self._threads,
             self._num_queues,
             self._account,

@@ -12,19 +12,20 @@ Elsewhere: getting the segment (shm.py).
 import ctypes
 import mmap
 import threading
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
+from baton.kernels._native import CopyRun
 from baton.transfer.config import queue_of
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import Copy, Ticket, TicketState, find_bad_copy
 from baton.transfer.ticket import WriteAccount, WriteTicket
 
-PIECE_BYTES = 1 << 20
-"""A cancel waits for one piece at most: about 0.1 ms of copying."""
-
 TURN_BYTES = 8 << 20
-"""About 1 ms of copying."""
+"""About 1 ms of copying. A cancel waits for a piece of it at most (csrc/byte_mover.h)."""
 
 _PREFAULT_PIECE_BYTES = 256 << 10
 """A write waits for one piece at most: about 0.15 ms."""
@@ -34,17 +35,6 @@ _CANCELLED = "cancelled by this side"
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not yet named in the mmap module
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
-
-class PinnedBuffer:
-    """The address of a writable buffer, which stays mapped until `release`."""
-
-    def __init__(self, buffer: mmap.mmap):
-        self._anchor: ctypes.c_char | None = ctypes.c_char.from_buffer(buffer)
-        self.address = ctypes.addressof(self._anchor)
-
-    def release(self) -> None:
-        self._anchor = None
 
 
 class MappedRegion:
@@ -84,9 +74,7 @@ class CopyThreads:
     """Threads that take turns at the queues that have work; one works at a queue at a time."""
 
     def __init__(self, num_threads: int):
-        self._condition = threading.Condition()
-        self._ready: deque[CopyQueue] = deque()
-        self._is_stopping = False
+        self._ready: SimpleQueue[CopyQueue | None] = SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"baton-shm-copy-{index}", daemon=True)
             for index in range(num_threads)
@@ -95,49 +83,39 @@ class CopyThreads:
             thread.start()
 
     def schedule(self, queue: "CopyQueue") -> None:
-        with self._condition:
-            self._ready.append(queue)
-            self._condition.notify()
+        self._ready.put(queue)
 
     def stop(self) -> None:
         """End the threads after their current turn; peers must be closed already."""
-        with self._condition:
-            self._is_stopping = True
-            self._condition.notify_all()
+        for _ in self._threads:
+            self._ready.put(None)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join()
 
     def _run(self) -> None:
-        while True:
-            with self._condition:
-                while not self._ready and not self._is_stopping:
-                    self._condition.wait()
-                if not self._ready:
-                    return
-                queue = self._ready.popleft()
+        while (queue := self._ready.get()) is not None:
             if queue.peer.take_turn(queue):
                 self.schedule(queue)
 
 
 @dataclass(eq=False)
 class CopyQueue:
-    """Writes of one peer that move one after the other. `current` has begun, and `pieces` are what
-    is left of it. `is_attended`: a thread is at it now. All but `pieces` under the peer's lock.
-    """
+    """Writes of one peer that move one after the other. `current` has begun; its `run` knows how
+    far it is. `is_attended`: a thread is at it now. All under the peer's lock."""
 
     peer: "ShmPeer"
     prefaults: bool
     waiting: deque[WriteTicket] = field(default_factory=deque)
     current: WriteTicket | None = None
-    pieces: Iterator[Copy] = field(default_factory=lambda: iter(()))
+    run: CopyRun | None = None
     is_scheduled: bool = False
     is_attended: bool = False
 
     def begin_next(self) -> WriteTicket | None:
         if self.current is None and self.waiting:
             self.current = self.waiting.popleft()
-            self.pieces = split_pieces(self.current.copies, PIECE_BYTES)
+            self.run = None
             self.current.start()
         return self.current
 
@@ -149,6 +127,10 @@ class CopyQueue:
             self.current = None
         return taken
 
+    def stop_current(self) -> None:
+        if self.run is not None:
+            self.run.stop()
+
 
 class ShmPeer:
     """The writer's side of one peer's segment. `let_go` closes the connection, after unmapping."""
@@ -157,8 +139,7 @@ class ShmPeer:
         self,
         name: str,
         region: MappedRegion,
-        source_address: int,
-        source_bytes: int,
+        source: PinnedBuffer,
         threads: CopyThreads,
         num_queues: int,
         account: WriteAccount,
@@ -166,8 +147,7 @@ class ShmPeer:
     ):
         self.name = name
         self._region = region
-        self._source_address = source_address
-        self._source_bytes = source_bytes
+        self._source = source
         self._threads = threads
         self._account = account
         self._let_go = let_go
@@ -188,7 +168,7 @@ class ShmPeer:
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
         ticket = self._account.new_ticket(window, copies)
-        error = find_bad_copy(copies, self._source_bytes, self._region.num_bytes)
+        error = find_bad_copy(copies, self._source.num_bytes, self._region.num_bytes)
         queue = self._queues[queue_of(window, len(self._queues))]
         with self._condition:
             error = error or self._loss or (_CLOSED_HERE if self._is_closed else "")
@@ -202,16 +182,24 @@ class ShmPeer:
     def cancel(self, ticket: Ticket) -> None:
         assert isinstance(ticket, WriteTicket), "a ticket of another backend"
         ticket.is_cancel_requested = True
+        queue = self._queues[queue_of(ticket.window, len(self._queues))]
+        with self._condition:
+            if queue.current is ticket:
+                queue.stop_current()
 
     def fail(self, loss: str) -> None:
         """The owner is gone: fail what is queued; a copy that runs stops at its next piece."""
         with self._condition:
             self._loss = self._loss or loss
+            for queue in self._queues:
+                queue.stop_current()
         self._settle_unattended()
 
     def close(self) -> None:
         with self._condition:
             self._is_closed = True
+            for queue in self._queues:
+                queue.stop_current()
             # In a completion callback we are busy: two of those must not wait for each other.
             if threading.get_ident() not in self._busy:
                 while self._busy:
@@ -271,22 +259,31 @@ class ShmPeer:
             self._threads.schedule(queue)
 
     def _copy(self, queue: CopyQueue, ticket: WriteTicket) -> None:
-        left = TURN_BYTES
-        for copy in queue.pieces:
-            if self._must_stop(ticket):
-                break
-            ctypes.memmove(
-                self._region.address + copy.dst_offset,
-                self._source_address + copy.src_offset,
-                copy.num_bytes,
-            )
-            ticket.num_bytes_moved += copy.num_bytes
-            left -= copy.num_bytes
-            if left <= 0:
-                return
+        run = queue.run or self._begin_run(queue, ticket)
+        if not self._must_stop(ticket):
+            run.advance(TURN_BYTES)
+        if not run.is_finished and not self._must_stop(ticket):
+            return
         with self._condition:
-            queue.current = None
+            queue.current, queue.run = None, None
         self._settle(ticket)
+
+    def _begin_run(self, queue: CopyQueue, ticket: WriteTicket) -> CopyRun:
+        """Known to whoever cancels before the caller looks for the last time whether to stop."""
+        copies = array("q")
+        for copy in ticket.copies:
+            copies.extend((copy.src_offset, copy.dst_offset, copy.num_bytes))
+        run = CopyRun(
+            self._source.address,
+            self._source.num_bytes,
+            self._region.address,
+            self._region.num_bytes,
+            copies,
+        )
+        ticket.measure = lambda: run.num_bytes_moved
+        with self._condition:
+            queue.run = run
+        return run
 
     def _settle(self, ticket: WriteTicket) -> None:
         """As it ended. Looked at once more after the last piece: what went to an owner that has
@@ -300,14 +297,3 @@ class ShmPeer:
 
     def _must_stop(self, ticket: WriteTicket) -> bool:
         return bool(self._loss) or ticket.is_cancel_requested or self._is_closed
-
-
-def split_pieces(copies: Sequence[Copy], piece_bytes: int) -> Iterator[Copy]:
-    """The same copies, in order, none larger than `piece_bytes`."""
-    for copy in copies:
-        if copy.num_bytes <= piece_bytes:
-            yield copy
-            continue
-        for start in range(0, copy.num_bytes, piece_bytes):
-            length = min(piece_bytes, copy.num_bytes - start)
-            yield Copy(copy.src_offset + start, copy.dst_offset + start, length)

@@ -25,6 +25,7 @@ from baton.transfer.guests import ANYONE, GuestList
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import Acceptor, IoLoop
 from baton.transfer.open_peers import OpenPeers
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import CompletionCallback, TransportStats
 from baton.transfer.tcp_frames import (
     WELCOME,
@@ -38,6 +39,7 @@ from baton.transfer.tcp_receiver import Region, TcpReceiver
 from baton.transfer.tcp_sockets import (
     MAX_CONNECTIONS,
     host_for_peers,
+    keep_in_cache,
     listen,
     parse_address,
     receive_exactly,
@@ -76,7 +78,7 @@ class TcpTransport:
         config = config or TransferConfig()
         self._stall_timeout_s = stall_timeout_s
         self._num_queues = config.num_queues
-        self._view = segment.view()
+        self._memory = PinnedBuffer(segment.map)
         self._windows = WindowTable(segment.num_bytes)
         self._account = WriteAccount()
         self._lock = threading.Lock()
@@ -93,7 +95,7 @@ class TcpTransport:
             )
         )
         self._descriptor = self._guests.admit(ANYONE)
-        self._region = Region(self._view, self._windows, self._guests)
+        self._region = Region(self._memory, self._windows, self._guests)
         self._loops = [IoLoop(f"baton-tcp-io-{index}") for index in range(config.num_threads)]
         self._next_loop: Iterator[IoLoop] = itertools.cycle(self._loops)
         self._acceptor = Acceptor(self._loops[0], listener, self._accept)
@@ -156,7 +158,7 @@ class TcpTransport:
         for loop in self._loops:
             loop.run(functools.partial(self._close_receivers, loop))
             loop.stop()
-        self._view.release()
+        self._memory.release()
 
     def _open_lane(
         self, address: tuple[str, int, bytes], region_bytes: int, timeout_s: float
@@ -165,6 +167,7 @@ class TcpTransport:
         connection = socket.create_connection((host, port), timeout_s)
         try:
             tune(connection, self._stall_timeout_s)
+            keep_in_cache(connection)
             connection.sendall(pack_greeting(token, self._writer_id, region_bytes))
             status = parse_welcome(receive_exactly(connection, WELCOME.size))
             if status is not Status.WELCOME:
@@ -184,7 +187,7 @@ class TcpTransport:
         peer = TcpPeer(
             f"tcp region {place}",
             [(next(self._next_loop), connection) for connection in connections],
-            self._view,
+            self._memory,
             region_bytes,
             self._account,
             self._peers.forget,

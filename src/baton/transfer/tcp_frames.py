@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from baton.transfer.protocol import Copy
 
-VERSION = 1
-MAX_PAYLOAD_BYTES = 1 << 20
+VERSION = 2
+MAX_PAYLOAD_BYTES = 4 << 20
 MAX_RANGES = 256
 MAX_TEXT_BYTES = 512
 
@@ -166,12 +166,3 @@ def split_frames(copies: Sequence[Copy]) -> Iterator[list[Copy]]:
                 group, room = [], MAX_PAYLOAD_BYTES
     if group:
         yield group
-
-
-def drop_front(buffers: list[memoryview], num_bytes: int) -> list[memoryview]:
-    """What remains of a run of buffers after its first `num_bytes` are done."""
-    for index, buffer in enumerate(buffers):
-        if num_bytes < len(buffer):
-            return [buffer[num_bytes:], *buffers[index + 1 :]]
-        num_bytes -= len(buffer)
-    return []

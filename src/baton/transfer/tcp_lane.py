@@ -12,9 +12,12 @@ import sys
 import termios
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
+from baton.kernels._native import SendRun
 from baton.transfer.io_loop import READABLE, WRITABLE, IoLoop
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import TicketState
 from baton.transfer.tcp_frames import (
     FROM_OWNER,
@@ -22,7 +25,6 @@ from baton.transfer.tcp_frames import (
     FrameError,
     Header,
     Kind,
-    drop_front,
     pack_frame,
     pack_write,
     parse_header,
@@ -32,7 +34,17 @@ from baton.transfer.tcp_frames import (
 from baton.transfer.ticket import WriteTicket
 
 _TURN_BYTES = 4 << 20
+_BATCH_BYTES = 1 << 20
+"""So much is got ready before it is sent. A cancel waits for it, and for a frame."""
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
+
+
+class _Frame(NamedTuple):
+    """Header and table, and the ranges of the source whose bytes follow them."""
+
+    text: bytes
+    ranges: Sequence[tuple[int, int]] = ()
 
 
 class TcpLane:
@@ -43,20 +55,19 @@ class TcpLane:
         name: str,
         loop: IoLoop,
         connection: socket.socket,
-        source: memoryview,
+        source: PinnedBuffer,
         on_closed: Callable[[str], None],
     ):
         self.name = name
         self.loop = loop
         self._socket = connection
-        self._source = source
         self._on_closed = on_closed
         self._lock = threading.Lock()
         self._loss = ""
         self._queue: deque[WriteTicket] = deque()
         # The rest belongs to the loop's thread.
-        self._frames: Iterator[list[memoryview]] = iter(())
-        self._unsent: list[memoryview] = []
+        self._frames: Iterator[_Frame] = iter(())
+        self._unsent = SendRun(source.address, source.num_bytes)
         self._unanswered: dict[int, WriteTicket] = {}
         self._answers = bytearray()
         self._mask = READABLE
@@ -114,15 +125,14 @@ class TcpLane:
 
     def _send_turn(self) -> None:
         left = _TURN_BYTES
-        try:
-            while left > 0 and self._fill():
-                sent = self._socket.sendmsg(self._unsent)
-                self._num_bytes_sent += sent
-                self._unsent = drop_front(self._unsent, sent)
-                left -= sent
-        except BlockingIOError:
-            pass
-        self._watch(READABLE | WRITABLE if self._unsent or left <= 0 else READABLE)
+        while left > 0 and self._fill():
+            sent = self._unsent.send(self._socket.fileno(), left)
+            self._num_bytes_sent += sent
+            left -= sent
+            if self._unsent.num_bytes:
+                break  # the socket is full, or the turn over
+        has_more = self._unsent.num_bytes > 0 or left <= 0
+        self._watch(READABLE | WRITABLE if has_more else READABLE)
 
     def _watch(self, mask: int) -> None:
         if mask != self._mask:
@@ -130,34 +140,39 @@ class TcpLane:
             self.loop.modify(self._socket.fileno(), mask)
 
     def _fill(self) -> bool:
-        """Have something to send; False when everything has been sent."""
-        while not self._unsent:
+        """Have much to send at once, if there is much; False when everything has been sent."""
+        while self._unsent.num_bytes < _BATCH_BYTES:
             frame = next(self._frames, None)
             if frame is not None:
-                self._unsent = frame
-                continue
-            with self._lock:
-                if not self._queue:
-                    return False
-                ticket = self._queue.popleft()
-            if ticket.is_cancel_requested:
-                ticket.settle(TicketState.CANCELLED, "cancelled by this side")
-            else:
-                self._unanswered[ticket.ticket_id] = ticket
-                self._frames = self._frames_of(ticket)
+                self._unsent.add_text(frame.text)
+                self._unsent.add_ranges(frame.ranges)
+            elif not self._begin_next():
+                break
+        return self._unsent.num_bytes > 0
+
+    def _begin_next(self) -> bool:
+        with self._lock:
+            if not self._queue:
+                return False
+            ticket = self._queue.popleft()
+        if ticket.is_cancel_requested:
+            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
+        else:
+            self._unanswered[ticket.ticket_id] = ticket
+            self._frames = self._frames_of(ticket)
         return True
 
-    def _frames_of(self, ticket: WriteTicket) -> Iterator[list[memoryview]]:
+    def _frames_of(self, ticket: WriteTicket) -> Iterator[_Frame]:
         ticket.start()
         ticket_id = ticket.ticket_id
-        yield [memoryview(pack_frame(Kind.BEGIN, ticket_id, ticket.window))]
+        yield _Frame(pack_frame(Kind.BEGIN, ticket_id, ticket.window))
         for group in split_frames(ticket.copies):
             if ticket.is_cancel_requested or not ticket.is_pending:
                 break
-            ranges = [self._source[c.src_offset : c.src_offset + c.num_bytes] for c in group]
-            yield [memoryview(pack_write(ticket_id, group)), *ranges]
+            ranges = [(copy.src_offset, copy.src_offset + copy.num_bytes) for copy in group]
+            yield _Frame(pack_write(ticket_id, group), ranges)
         last = Kind.CANCEL if ticket.is_cancel_requested else Kind.END
-        yield [memoryview(pack_frame(last, ticket_id))]
+        yield _Frame(pack_frame(last, ticket_id))
 
     def _drop_cancelled(self) -> None:
         with self._lock:
@@ -205,7 +220,8 @@ class TcpLane:
             pending = [*self._unanswered.values(), *self._queue]
             self._queue.clear()
         self._unanswered.clear()
-        self._frames, self._unsent = iter(()), []
+        self._frames = iter(())
+        self._unsent.clear()
         if self._is_registered:
             self.loop.unregister(self._socket.fileno())
         if pending:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from baton.transfer.config import queue_of
 from baton.transfer.io_loop import IoLoop
+from baton.transfer.pinned_buffer import PinnedBuffer
 from baton.transfer.protocol import Copy, Ticket, TicketState, find_bad_copy
 from baton.transfer.tcp_frames import MAX_TEXT_BYTES
 from baton.transfer.tcp_lane import TcpLane
@@ -30,13 +31,13 @@ class TcpPeer:
         self,
         name: str,
         connections: Sequence[tuple[IoLoop, socket.socket]],
-        source: memoryview,
+        source: PinnedBuffer,
         target_bytes: int,
         account: WriteAccount,
         on_closed: Callable[["TcpPeer"], None],
     ):
         self.name = name
-        self._source_bytes = len(source)
+        self._source_bytes = source.num_bytes
         self._target_bytes = target_bytes
         self._account = account
         self._on_closed = on_closed

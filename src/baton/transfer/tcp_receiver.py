@@ -11,8 +11,11 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from baton.kernels._native import ReceiveRun
 from baton.transfer.guests import GuestList
 from baton.transfer.io_loop import READABLE, WRITABLE, IoLoop
+from baton.transfer.pinned_buffer import PinnedBuffer
+from baton.transfer.read_ahead import ReadAhead
 from baton.transfer.tcp_frames import (
     FROM_WRITER,
     GREETING,
@@ -24,7 +27,6 @@ from baton.transfer.tcp_frames import (
     Header,
     Kind,
     Status,
-    drop_front,
     pack_frame,
     pack_welcome,
     parse_greeting,
@@ -38,7 +40,16 @@ _TURN_BYTES = 4 << 20
 """After so much of one writer the others get their turn."""
 
 _MAX_UNSENT_BYTES = 1 << 20
+_LOCKED_BYTES = 1 << 20
+"""Closing a window waits for so much of copying, or twice that: about 0.2 ms each."""
+
+_WAKE_BYTES = 128 << 10
+"""While twice as much of a payload is to come, the kernel wakes us for so much, not for each
+segment. The last bytes of a frame never wait for others, and a full socket wakes us anyway."""
+
 _SINK_BYTES = 256 << 10
+_READ_AHEAD_BYTES = 2 * (HEADER.size + MAX_RANGES * RANGE.size)
+"""Holds any frame but its payload."""
 
 
 class _Expect(enum.Enum):
@@ -60,7 +71,7 @@ class _Incoming:
 class Region:
     """What a writer may reach: the bytes, their windows, and who may at all."""
 
-    view: memoryview
+    memory: PinnedBuffer
     windows: WindowTable
     guests: GuestList
 
@@ -85,15 +96,15 @@ class TcpReceiver:
         self._is_open = True
         self._is_registered = False
         self._expect = _Expect.GREETING
-        self._control = memoryview(bytearray(MAX_RANGES * RANGE.size))
-        self._have = 0
+        self._ahead = ReadAhead(_READ_AHEAD_BYTES)
         self._need = GREETING.size
         self._header = Header(Kind.END, 0, 0, 0)
         self._incoming: _Incoming | None = None
-        self._targets: list[memoryview] = []
-        self._num_payload_left = 0
+        self._payload = ReceiveRun(region.memory.address, region.memory.num_bytes)
         self._sink = memoryview(bytearray(0))
         self._unsent = bytearray()
+        self._mask = READABLE
+        self._wake_bytes = 1
         self.writer_id = ""
         self.guest = ""
         self.is_stranger = False
@@ -126,7 +137,6 @@ class TcpReceiver:
         if not self._is_open:
             return
         self._is_open = False
-        self._targets = []
         if self._is_registered:
             self.loop.unregister(self._socket.fileno())
         self._socket.close()
@@ -136,10 +146,7 @@ class TcpReceiver:
         left = _TURN_BYTES
         while left > 0 and self._is_open:
             try:
-                if self._expect is _Expect.PAYLOAD:
-                    received = self._receive_payload()
-                else:
-                    received = self._receive_control()
+                received = self._receive()
             except BlockingIOError:
                 return
             if received == 0:
@@ -147,59 +154,99 @@ class TcpReceiver:
             left -= received
             self._advance()
 
-    def _receive_control(self) -> int:
-        received = self._socket.recv_into(self._control[self._have : self._need])
-        self._have += received
+    def _receive(self) -> int:
+        """How much came; 0 at the end of the stream. Raises BlockingIOError if nothing did."""
+        window = self._open_window()
+        if window is not None:
+            with window.lock:
+                if window.is_open:
+                    return self._receive_payload()
+        if self._expect is _Expect.PAYLOAD:
+            return self._drain_payload()
+        received = self._socket.recv_into(self._ahead.room())
+        self._ahead.add(received)
         return received
 
     def _receive_payload(self) -> int:
-        incoming = self._incoming
-        assert incoming is not None
-        window = incoming.window
-        if window is None:
-            return self._drain_payload()
-        with window.lock:
-            if window.is_open:
-                # A header always follows a payload: take it along, to save a system call.
-                buffers = [*self._targets, self._control[: HEADER.size]]
-                received = self._socket.recvmsg_into(buffers)[0]
-                return self._count_payload(received)
-        self._refuse(incoming, f"window {window.name} was closed by its owner")
-        return self._drain_payload()
-
-    def _count_payload(self, received: int) -> int:
-        payload = min(received, self._num_payload_left)
-        self._num_payload_left -= payload
-        self._targets = drop_front(self._targets, payload)
-        if self._num_payload_left == 0:
-            self._expect_control(_Expect.HEADER, HEADER.size, have=received - payload)
+        """Straight into its place. Behind it come a header and mostly a table, and then a payload:
+        taken along, they save system calls."""
+        left = self._payload.num_bytes_left
+        fd, beyond = self._socket.fileno(), self._ahead.room()
+        received = self._payload.receive(fd, _LOCKED_BYTES, beyond)
+        if received == 0:
+            raise BlockingIOError
+        if received < 0:
+            return 0
+        self._ahead.add(received - (left - self._payload.num_bytes_left))
+        self._after_payload()
         return received
 
     def _drain_payload(self) -> int:
-        self._targets = []
         if not self._sink:
             self._sink = memoryview(bytearray(_SINK_BYTES))
-        received = self._socket.recv_into(self._sink[: self._num_payload_left])
-        self._num_payload_left -= received
-        if self._num_payload_left == 0:
-            self._expect_control(_Expect.HEADER, HEADER.size)
+        received = self._socket.recv_into(self._sink[: self._payload.num_bytes_left])
+        self._payload.skip(received)
+        self._after_payload()
         return received
 
-    def _expect_control(self, expect: _Expect, need: int, have: int = 0) -> None:
-        self._expect, self._need, self._have = expect, need, have
+    def _open_window(self) -> Window | None:
+        """Of the payload that is being received; None if there is none, or it is not wanted."""
+        if self._expect is not _Expect.PAYLOAD:
+            return None
+        incoming = self._incoming
+        assert incoming is not None
+        if incoming.window is not None and not incoming.window.is_open:
+            self._refuse(incoming, f"window {incoming.window.name} was closed by its owner")
+        return incoming.window
 
     def _advance(self) -> None:
-        """Act on every control frame that is complete; there may be empty tables."""
-        while self._is_open and self._expect is not _Expect.PAYLOAD and self._have == self._need:
-            frame = self._control[: self._need]
-            if self._expect is _Expect.GREETING:
-                self._greet(frame)
-            elif self._expect is _Expect.HEADER:
-                self._header = parse_header(frame, FROM_WRITER)
-                self._expect_control(_Expect.TABLE, self._header.num_table_bytes)
+        """Act on every frame that is complete; there may be empty tables."""
+        while self._is_open:
+            if self._expect is _Expect.PAYLOAD:
+                if not self._ahead.num_bytes:
+                    return
+                self._store_ahead()
+            elif self._ahead.num_bytes >= self._need:
+                self._act_on(self._ahead.take(self._need))
             else:
-                self._expect_control(_Expect.HEADER, HEADER.size)
-                self._act(self._header, frame)
+                return
+
+    def _store_ahead(self) -> None:
+        """The first bytes of a payload, which came together with its header."""
+        num_bytes = min(self._ahead.num_bytes, self._payload.num_bytes_left)
+        content = self._ahead.take(num_bytes)
+        window = self._open_window()
+        if window is not None:
+            with window.lock:
+                if window.is_open:
+                    self._payload.store(content)
+        self._payload.skip(num_bytes)
+        self._after_payload()
+
+    def _after_payload(self) -> None:
+        self._choose_wake_up()
+        if self._payload.num_bytes_left == 0:
+            self._expect_control(_Expect.HEADER, HEADER.size)
+
+    def _choose_wake_up(self) -> None:
+        is_much = self._payload.num_bytes_left >= 2 * _WAKE_BYTES
+        num_bytes = _WAKE_BYTES if is_much else 1
+        if num_bytes != self._wake_bytes:
+            self._wake_bytes = num_bytes
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, num_bytes)
+
+    def _expect_control(self, expect: _Expect, need: int) -> None:
+        self._expect, self._need = expect, need
+
+    def _act_on(self, frame: memoryview) -> None:
+        if self._expect is _Expect.GREETING:
+            self._greet(frame)
+        elif self._expect is _Expect.HEADER:
+            self._header = parse_header(frame, FROM_WRITER)
+            self._expect_control(_Expect.TABLE, self._header.num_table_bytes)
+        else:
+            self._expect_control(_Expect.HEADER, HEADER.size)
+            self._act(self._header, frame)
 
     def _greet(self, frame: memoryview) -> None:
         greeting = parse_greeting(frame)
@@ -210,7 +257,7 @@ class TcpReceiver:
         ):
             status = Status.WRONG_TOKEN
             self.is_stranger = True
-        elif greeting.region_bytes != len(self._region.view):
+        elif greeting.region_bytes != self._region.memory.num_bytes:
             status = Status.WRONG_SIZE
         else:
             status = Status.WELCOME
@@ -250,8 +297,11 @@ class TcpReceiver:
         if window is not None and outside:
             start, end = outside[0]
             self._refuse(incoming, f"range [{start}, {end}) is outside of window {window.name}")
-        self._targets = [self._region.view[start:end] for start, end in ranges]
-        self._num_payload_left = self._header.num_bytes
+        if incoming.window is None:
+            self._payload.expect_unwanted(self._header.num_bytes)
+        else:
+            self._payload.expect(ranges)
+        self._choose_wake_up()
         self._expect = _Expect.PAYLOAD
 
     def _finish(self, incoming: _Incoming, kind: Kind) -> None:
@@ -282,4 +332,6 @@ class TcpReceiver:
                 del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:
             mask = READABLE | WRITABLE
-        self.loop.modify(self._socket.fileno(), mask)
+        if mask != self._mask:
+            self._mask = mask
+            self.loop.modify(self._socket.fileno(), mask)

@@ -9,6 +9,9 @@ from baton.core.errors import ConfigError
 from baton.transfer.tcp_frames import FrameError
 
 MAX_CONNECTIONS = 1024
+_SAME_HOST_SEND_BYTES = 512 << 10
+"""The kernel doubles it, for its own use."""
+
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 
 
@@ -49,8 +52,8 @@ def parse_address(address: str) -> tuple[str, int, bytes]:
 
 
 def tune(connection: socket.socket, stall_timeout_s: float) -> None:
-    """Small frames at once, and a vanished host noticed in seconds. Buffer sizes stay the
-    kernel's own: setting them would end its automatic tuning."""
+    """Small frames at once, and a vanished host noticed in seconds. Between hosts, buffer sizes
+    stay the kernel's own: setting them would end its automatic tuning."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
@@ -58,3 +61,10 @@ def tune(connection: socket.socket, stall_timeout_s: float) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
     timeout_ms = int(stall_timeout_s * 1000)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+
+
+def keep_in_cache(connection: socket.socket) -> None:
+    """For the side that sends much: between processes of one host, send no further ahead than
+    what is still in a core's cache when it is copied out."""
+    if connection.getsockname()[0] == connection.getpeername()[0]:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SAME_HOST_SEND_BYTES)

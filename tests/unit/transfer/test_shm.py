@@ -12,9 +12,8 @@ from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer import ShmTransport
 from baton.transfer.config import TransferConfig
-from baton.transfer.protocol import Copy, TicketState
+from baton.transfer.protocol import Copy, TicketState, split_pieces
 from baton.transfer.shm_owner import HELLO, MAGIC, WELCOME
-from baton.transfer.shm_peer import split_pieces
 
 SIZE = 1 << 20
 WAIT_S = 20.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import threading
 import time
@@ -152,6 +153,38 @@ def test_one_byte_at_a_time(owner: Owner) -> None:
     assert bytes(owner.view[100:105]) == b"defgh"
     assert bytes(owner.view[:1]) == b"i"
     assert bytes(owner.view[50:52]) == b"xy"
+
+
+@pytest.mark.parametrize("piece_bytes", [1000, 60_000, 100_000, 130_000, 400_000])
+def test_a_large_payload_may_come_in_pieces_of_any_size(owner: Owner, piece_bytes: int) -> None:
+    owner.transport.open_window("w", [(0, SIZE)])
+    payload = random.Random(piece_bytes).randbytes(1_000_003)
+    copies = [Copy(0, 0, 500_000), Copy(0, 2_000_000, len(payload) - 500_000)]
+    stream = memoryview(pack_frame(Kind.BEGIN, 1, "w") + pack_write(1, copies) + payload)
+    with owner.connect() as writer:
+        writer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(stream), piece_bytes):
+            writer.sendall(stream[start : start + piece_bytes])
+        writer.sendall(pack_frame(Kind.END, 1))
+        assert read_answer(writer)[0].kind is Kind.DONE
+    assert bytes(owner.view[:500_000]) == payload[:500_000]
+    assert bytes(owner.view[2_000_000 : 2_000_000 + 500_003]) == payload[500_000:]
+
+
+def test_bytes_too_few_to_wake_the_owner_hold_up_nothing(owner: Owner) -> None:
+    owner.transport.open_window("w", [(0, SIZE)])
+    with owner.connect() as writer:
+        head = pack_frame(Kind.BEGIN, 1, "w") + pack_write(1, [Copy(0, 0, 1_000_000)])
+        writer.sendall(head + b"a" * 100_000)
+        wait_until(lambda: owner.view[0] == ord("a"))
+        writer.sendall(b"b" * 50_000)
+        started_s = time.monotonic()
+        owner.transport.close_window("w")
+        assert time.monotonic() - started_s < 0.5
+        at_close = bytes(owner.view)
+        writer.sendall(b"c" * 850_000 + pack_frame(Kind.END, 1))
+        assert read_answer(writer)[0].kind is Kind.REFUSED
+        assert bytes(owner.view) == at_close
 
 
 BEGIN = pack_frame(Kind.BEGIN, 1, "w")

@@ -1,5 +1,3 @@
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +13,6 @@ from baton.transfer.tcp_frames import (
     RANGE,
     FrameError,
     Kind,
-    drop_front,
     pack_frame,
     pack_greeting,
     pack_write,
@@ -116,14 +113,6 @@ def test_any_header_is_bounded_or_refused(frame: bytes) -> None:
         return
     assert header.num_table_bytes <= max(MAX_RANGES * RANGE.size, MAX_TEXT_BYTES)
     assert header.num_bytes <= MAX_PAYLOAD_BYTES
-
-
-def test_drop_front() -> None:
-    rng = random.Random(1)
-    buffers = [memoryview(rng.randbytes(size)) for size in (5, 0, 3, 1)]
-    whole = b"".join(buffers)
-    for count in range(10):
-        assert b"".join(drop_front(buffers, count)) == whole[count:]
 
 
 def test_find_bad_copy_names_the_range() -> None:
