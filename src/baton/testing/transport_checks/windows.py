@@ -245,7 +245,8 @@ def check_a_raising_callback_harms_nobody(make: MakeTransport) -> None:
 
 
 def check_nothing_is_left_behind(make: MakeTransport) -> None:
-    """Many connects and disconnects, from either end, leave no descriptor and no thread."""
+    """Many connects and disconnects, from either end, leave no descriptor and no thread. There may
+    be fewer than before: what a library kept of an earlier transport may expire meanwhile."""
     fds, threads = _num_fds(), threading.active_count()
     with pair(make) as (writer, owner):
         writer.connect(owner).close()
@@ -256,15 +257,15 @@ def check_nothing_is_left_behind(make: MakeTransport) -> None:
             for peer in peers:
                 peer.post_write(WINDOW, [block(0, 0, 8)])
                 peer.close()
-        wait_until(lambda: _num_fds() == open_fds, "descriptors", SOON_S)
-        assert threading.active_count() == open_threads
+        wait_until(lambda: _num_fds() <= open_fds, "descriptors", SOON_S)
+        assert threading.active_count() <= open_threads
         third = Side(make)
         left_open = [writer.connect(third) for _ in range(4)]
         third.close()
         for peer in left_open:
             peer.close()
-    wait_until(lambda: _num_fds() == fds, "descriptors", SOON_S)
-    wait_until(lambda: threading.active_count() == threads, "threads", SOON_S)
+    wait_until(lambda: _num_fds() <= fds, "descriptors", SOON_S)
+    wait_until(lambda: threading.active_count() <= threads, "threads", SOON_S)
 
 
 def _num_fds() -> int:
