@@ -5,12 +5,12 @@ the other leg, if any, was cancelled before the client saw a byte.
 Elsewhere: one attempt (pair.py for two workers, here for one), policies (policies.py).
 """
 
-from aiohttp import web
-
 from baton.router.config import RouterConfig, WorkerRole
 from baton.router.errors import LegRefused, NoWorker
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
+from baton.router.http.messages import Response
+from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
 from baton.router.pair import serve_on_pair
 from baton.router.workers import Worker
@@ -22,7 +22,7 @@ class Dispatcher:
         self._fleet = fleet
         self._wire = wire
 
-    async def serve(self, exchange: Exchange) -> web.StreamResponse:
+    async def serve(self, exchange: Exchange) -> Response | ResponseStream:
         """Answer the request; raises RouterFailure."""
         tried: set[str] = set()
         refusal: LegRefused | None = None
@@ -41,19 +41,24 @@ class Dispatcher:
         assert refusal is not None, "max_attempts is at least 1"
         raise refusal
 
-    async def _attempt(self, exchange: Exchange, workers: list[Worker]) -> web.StreamResponse:
+    async def _attempt(
+        self, exchange: Exchange, workers: list[Worker]
+    ) -> Response | ResponseStream:
         if workers[0].role is WorkerRole.REGULAR:
             return await self._serve_on_one(exchange, workers[0])
         prefill, decode = workers
         return await serve_on_pair(exchange, prefill, decode, self._fleet, self._wire)
 
-    async def _serve_on_one(self, exchange: Exchange, worker: Worker) -> web.StreamResponse:
+    async def _serve_on_one(self, exchange: Exchange, worker: Worker) -> Response | ResponseStream:
         generation = exchange.generation
-        with self._fleet.counted(worker):
-            answer = await self._wire.open_answer(
-                worker, generation.route, generation.body, exchange.headers
-            )
-            try:
-                return await exchange.deliver(answer, None)
-            finally:
-                answer.close()
+        leg = self._wire.start_answer(
+            worker, generation.route, generation.body, exchange.header_lines, exchange.poke
+        )
+        try:
+            while not leg.has_answer:
+                if leg.failure is not None:
+                    raise leg.failure
+                await exchange.changed()
+            return await exchange.deliver(leg, None)
+        finally:
+            leg.abort()

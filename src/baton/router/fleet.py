@@ -1,16 +1,13 @@
 """The workers as one thing: pick one, count what runs there, and act on what went wrong.
 
-Invariant: a leg started here is counted at its worker until it has ended, however it ends; no
-leg outlives `close`.
-Elsewhere: transitions (workers.py), policies (policies.py), probing (health.py).
+Invariant: a leg is counted at its worker from `leg_began` to `leg_ended`.
+Elsewhere: transitions (workers.py), policies (policies.py), probing (health.py), legs (legs.py).
 """
 
 import asyncio
-import contextlib
 import random
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
 
 from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
@@ -18,12 +15,13 @@ from baton.obs.logs import EventLog
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor, log_move
+from baton.router.legs import Leg
 from baton.router.metrics import RouterMetrics
 from baton.router.policies import choose
 from baton.router.workers import Worker, WorkerPool
 
 _log = EventLog("baton.router")
-T = TypeVar("T")
+_ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
 
 
 class Fleet:
@@ -34,7 +32,6 @@ class Fleet:
         self._clock = clock
         self._random = random.Random(config.seed)
         self._changed = asyncio.Event()
-        self._legs: set[asyncio.Task[Any]] = set()
         self._monitor: HealthMonitor | None = None
         self.pool = WorkerPool(config.health, self._note_change)
         self.metrics = RouterMetrics(self.pool)
@@ -61,10 +58,6 @@ class Fleet:
     async def close(self) -> None:
         if self._monitor is not None:
             await self._monitor.close()
-        for leg in self._legs:
-            leg.cancel()
-        if self._legs:
-            await asyncio.wait(self._legs)
 
     async def until(self, is_so: Callable[[WorkerPool], bool]) -> None:
         """Wait until the workers are in a state that `is_so`."""
@@ -88,37 +81,15 @@ class Fleet:
 
     def draw_room(self) -> int:
         """A room number in [0, 2^63), new for every attempt."""
-        return self._random.randint(0, MAX_BOOTSTRAP_ROOM)
+        return self._random.getrandbits(_ROOM_BITS)
 
-    @contextlib.contextmanager
-    def counted(self, worker: Worker) -> Iterator[None]:
-        """A request is at this worker for as long as the block runs."""
-        self.pool.begin(worker)
-        try:
-            yield
-        finally:
-            self._end(worker)
+    def leg_began(self, leg: Leg) -> None:
+        """A request is sent to its worker."""
+        self.pool.begin(leg.worker)
 
-    def start_leg(self, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a leg beside the request's handler."""
-        task = asyncio.create_task(leg)
-        self._legs.add(task)
-        task.add_done_callback(self._end_leg)
-        return task
-
-    def start_counted_leg(self, worker: Worker, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a leg that may outlive the handler; it counts at the worker until it ends."""
-        self.pool.begin(worker)
-        task = self.start_leg(leg)
-        task.add_done_callback(lambda _: self._end(worker))
-        return task
-
-    def let_finish(self, leg: asyncio.Task[Any]) -> None:
-        """Nobody waits for this leg any more: it may end by itself, within a limit."""
-        if not leg.done():
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(self._config.prefill_drain_limit_s, leg.cancel)
-            leg.add_done_callback(lambda _: timer.cancel())
+    def leg_ended(self, leg: Leg) -> None:
+        self.pool.end(leg.worker)
+        self._changed.set()
 
     def note_failure(self, failure: LegFailure) -> None:
         """A leg failed: blame that worker, and only for what is its fault. The request's own line
@@ -147,15 +118,6 @@ class Fleet:
     def _doubt(self, worker: Worker) -> None:
         assert self._monitor is not None
         self._monitor.doubt(worker)
-
-    def _end_leg(self, leg: asyncio.Task[Any]) -> None:
-        self._legs.discard(leg)
-        if not leg.cancelled():
-            leg.exception()  # the wire has reported it; asking marks it as seen
-
-    def _end(self, worker: Worker) -> None:
-        self.pool.end(worker)
-        self._changed.set()
 
     def _note_change(self, _worker: Worker) -> None:
         self._changed.set()

@@ -11,11 +11,11 @@ Elsewhere: asking workers how they are (health.py), choosing among them (policie
 import enum
 import ipaddress
 from collections.abc import Callable, Collection, Iterator
-from urllib.parse import urlsplit
 
 import msgspec
 
 from baton.router.config import HealthRules, WorkerRole, WorkerSpec
+from baton.router.http.origin import origin_of
 from baton.router.policies import Candidate
 
 
@@ -105,6 +105,10 @@ class Worker:
     def __init__(self, worker_id: str, spec: WorkerSpec, now_s: float):
         self.id = worker_id
         self.spec = spec
+        self.origin = origin_of(spec.url)
+        host = self.origin.host
+        self.bootstrap_host = f"[{host}]" if ":" in host else host
+        """Host of the URL; IPv6 keeps its brackets, as it is joined with a port by the worker."""
         self.added_s = now_s
         self.health = Health(since_s=now_s)
         self.facts: WorkerFacts | None = None
@@ -125,12 +129,6 @@ class Worker:
         return self.health.phase is Phase.HEALTHY
 
     @property
-    def bootstrap_host(self) -> str:
-        """Host of the URL; IPv6 keeps its brackets, as it is joined with a port by the worker."""
-        host = urlsplit(self.url).hostname or ""
-        return f"[{host}]" if ":" in host else host
-
-    @property
     def bootstrap_port(self) -> int | None:
         if self.spec.bootstrap_port is not None or self.facts is None:
             return self.spec.bootstrap_port
@@ -139,7 +137,7 @@ class Worker:
     @property
     def local_pid(self) -> int | None:
         """Process id, if the worker runs on this host: elsewhere the number means nothing."""
-        if self.facts is None or not _is_loopback(urlsplit(self.url).hostname or ""):
+        if self.facts is None or not _is_loopback(self.origin.host):
             return None
         return self.facts.pid
 

@@ -257,6 +257,8 @@ def test_a_body_too_large_without_a_length_is_refused(run: Run, cluster: Cluster
         async with cluster(1, 1, max_payload_bytes=1000) as c:
             async with c.session.post(c.url + "/generate", data=pieces()) as response:
                 assert response.status == 413
+            _, _, metrics = await c.get("/metrics")
+            assert b'requests_total{route="/generate",status="413"} 1.0' in metrics
 
     run(scenario)
 
