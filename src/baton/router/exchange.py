@@ -83,6 +83,7 @@ class Exchange:
         self.generation = generation
         self.request_id = request_id
         self.headers = forwarded_headers(request.headers, request_id)
+        self.client_headers: Mapping[str, str] = request.headers
         self._request = request
         self._wire = wire
         self._metrics = metrics

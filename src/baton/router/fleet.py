@@ -2,7 +2,7 @@
 
 Invariant: a leg started here is counted at its worker until it has ended, however it ends; no
 leg outlives `close`.
-Elsewhere: transitions (workers.py), policies (policies.py), probing (health.py).
+Elsewhere: transitions (workers.py), choosing (placement.py), probing (health.py).
 """
 
 import asyncio
@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
 from baton.obs.logs import EventLog
+from baton.router.admission import Admission
+from baton.router.breaker import Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor, log_move
 from baton.router.metrics import RouterMetrics
-from baton.router.policies import choose
+from baton.router.placement import Placement, Visit
+from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.workers import Worker, WorkerPool
 
 _log = EventLog("baton.router")
@@ -36,8 +39,11 @@ class Fleet:
         self._changed = asyncio.Event()
         self._legs: set[asyncio.Task[Any]] = set()
         self._monitor: HealthMonitor | None = None
-        self.pool = WorkerPool(config.health, self._note_change)
+        self.pool = WorkerPool(config.health, self._note_change, self._note_load)
         self.metrics = RouterMetrics(self.pool)
+        self.placement = Placement(config, self.metrics)
+        self.admission = Admission(config.waiting, self.metrics, clock)
+        self.metrics.watch_breakers(lambda id_: self.placement.breakers.of(id_).phase)
 
     def attach(self, monitor: HealthMonitor) -> None:
         """Start to watch: the workers of the configuration join now."""
@@ -74,30 +80,57 @@ class Fleet:
 
     def missing_roles(self) -> list[WorkerRole]:
         """Roles without which no request can be served now."""
+        if self.pool.healthy(WorkerRole.REGULAR):
+            return []
         return [role for role in self._config.roles if not self.pool.healthy(role)]
 
-    def pick(self, role: WorkerRole, tried: Collection[str] = ()) -> Worker:
-        """The worker to use next; raises NoWorker."""
-        workers = self.pool.healthy(role, without=tried)
-        if not workers:
-            raise NoWorker(role, len(self.pool.of_role(role)))
-        candidates = [worker.as_candidate() for worker in workers]
-        draw = self._random.random()
-        chosen = choose(self._config.policy_for(role), candidates, draw=draw)
-        return next(worker for worker in workers if worker.id == chosen.worker_id)
+    def plan(
+        self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()
+    ) -> list[Worker]:
+        """Whom to send a request to: one worker, or prefill and decode; raises NoWorker."""
+        now_s = self._clock.now_s()
+        workers = self.placement.plan(request, tried, now_s)
+        if workers is not None:
+            return workers
+        usable = self.placement.has_usable
+        role = next(role for role in self._config.roles if not usable(role, tried))
+        num_cut_off, retry_after_s = self.placement.cut_off(role, now_s)
+        raise NoWorker(role, len(self.pool.of_role(role)), num_cut_off, retry_after_s)
 
     def draw_room(self) -> int:
         """A room number in [0, 2^63), new for every attempt."""
         return self._random.randint(0, MAX_BOOTSTRAP_ROOM)
 
     @contextlib.contextmanager
-    def counted(self, worker: Worker) -> Iterator[None]:
-        """A request is at this worker for as long as the block runs."""
-        self.pool.begin(worker)
+    def counted(self, worker: Worker, request: RoutedRequest = UNKNOWN_REQUEST) -> Iterator[Visit]:
+        """A request is at this worker for as long as the block runs; how the block ends is what
+        the worker's breaker is told."""
+        visit = self._begin(worker, request)
+        outcome = Outcome.NO_VERDICT
         try:
-            yield
+            yield visit
+            outcome = Outcome.SUCCESS
+        except LegFailure as failure:
+            outcome = failure.outcome if failure.worker is worker else Outcome.NO_VERDICT
+            raise
         finally:
-            self._end(worker)
+            self._end(worker, visit, outcome)
+
+    def note_first_byte(self, visit: Visit) -> None:
+        """A stream has begun: its prompt is computed, and decode has taken over."""
+        now_s = self._clock.now_s()
+        if visit.role is WorkerRole.DECODE:
+            self.placement.note_taken_over(visit, now_s)
+        else:
+            self.placement.note_computed(visit, now_s)
+
+    def watch_prefill(self, decode: Visit, prefill_leg: asyncio.Task[Any]) -> None:
+        """Note at decode's visit when the prefill leg is answered."""
+
+        def note(_leg: asyncio.Task[Any]) -> None:
+            decode.computed_s = self._clock.now_s()
+
+        prefill_leg.add_done_callback(note)
 
     def start_leg(self, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a leg beside the request's handler."""
@@ -106,11 +139,24 @@ class Fleet:
         task.add_done_callback(self._end_leg)
         return task
 
-    def start_counted_leg(self, worker: Worker, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a leg that may outlive the handler; it counts at the worker until it ends."""
-        self.pool.begin(worker)
+    def start_counted_leg(
+        self,
+        worker: Worker,
+        leg: Coroutine[Any, Any, T],
+        request: RoutedRequest = UNKNOWN_REQUEST,
+    ) -> asyncio.Task[T]:
+        """Run a leg that may outlive the handler; it counts at the worker until it ends. Only a
+        prefill leg ends when a prompt has been computed."""
+        visit = self._begin(worker, request)
         task = self.start_leg(leg)
-        task.add_done_callback(lambda _: self._end(worker))
+
+        def end(task: asyncio.Task[T]) -> None:
+            outcome = _outcome_of(task, worker)
+            if outcome is Outcome.SUCCESS:
+                self.placement.note_computed(visit, self._clock.now_s())
+            self._end(worker, visit, outcome)
+
+        task.add_done_callback(end)
         return task
 
     def let_finish(self, leg: asyncio.Task[Any]) -> None:
@@ -153,9 +199,30 @@ class Fleet:
         if not leg.cancelled():
             leg.exception()  # the wire has reported it; asking marks it as seen
 
-    def _end(self, worker: Worker) -> None:
+    def _begin(self, worker: Worker, request: RoutedRequest) -> Visit:
+        self.pool.begin(worker)
+        return self.placement.begin(worker, request, self._clock.now_s())
+
+    def _end(self, worker: Worker, visit: Visit, outcome: Outcome) -> None:
         self.pool.end(worker)
+        self.placement.end(visit, outcome, self._clock.now_s())
         self._changed.set()
 
-    def _note_change(self, _worker: Worker) -> None:
+    def _note_change(self, worker: Worker) -> None:
+        self.placement.follow(worker, is_known=self.pool.get(worker.id) is worker)
         self._changed.set()
+
+    def _note_load(self, worker: Worker) -> None:
+        if worker.load is not None:
+            self.placement.note_load(worker, worker.load.num_requests, worker.load.num_tokens)
+
+
+def _outcome_of(task: asyncio.Task[Any], worker: Worker) -> Outcome:
+    if task.cancelled():
+        return Outcome.NO_VERDICT
+    error = task.exception()
+    if error is None:
+        return Outcome.SUCCESS
+    if isinstance(error, LegFailure) and error.worker is worker:
+        return error.outcome
+    return Outcome.NO_VERDICT

@@ -18,28 +18,38 @@ from aiohttp import web
 from baton.router.errors import LegBroken, LegRejected
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
-from baton.router.legs import Answer, PrefillAnswer, Wire
+from baton.router.legs import Answer, PrefillAnswer, StreamAnswer, Wire
 from baton.router.logprobs import CompletionLogprobs, GenerateLogprobs, PromptLogprobs
+from baton.router.policies import RoutedRequest
 from baton.router.requests import GENERATE
 from baton.router.workers import Worker
 
 
 async def serve_on_pair(
-    exchange: Exchange, prefill: Worker, decode: Worker, fleet: Fleet, wire: Wire
+    exchange: Exchange,
+    request: RoutedRequest,
+    prefill: Worker,
+    decode: Worker,
+    fleet: Fleet,
+    wire: Wire,
 ) -> web.StreamResponse:
     """One attempt; raises LegFailure. LegRefused means that the client has seen nothing yet."""
     generation, headers = exchange.generation, exchange.headers
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
-    with fleet.counted(decode):
+    with fleet.counted(decode, request) as visit:
         prefill_leg = fleet.start_counted_leg(
             prefill,
             wire.run_prefill(
                 prefill, generation.route, body, headers, generation.wants_prompt_logprobs
             ),
+            request,
         )
+        fleet.watch_prefill(visit, prefill_leg)
         decode_leg = fleet.start_leg(wire.open_answer(decode, generation.route, body, headers))
         try:
             answer = await _first_answer(prefill_leg, decode_leg)
+            if isinstance(answer, StreamAnswer):
+                fleet.note_first_byte(visit)
             merge = None
             if generation.wants_prompt_logprobs:
                 merge = _prompt_logprobs(exchange, wire, prefill, await prefill_leg)
