@@ -75,6 +75,12 @@ def outcome_of_status(status: int, headers: Mapping[str, str], code: object = No
     return Outcome.CLIENTS_FAULT if status < 500 else Outcome.FAILURE
 
 
+def outcome_in_stream(status: int) -> Outcome:
+    """Of an error inside a stream, where no header could say when to come back: 503 is then what
+    SGLang's workers say when their queue is full."""
+    return Outcome.OVERLOAD if status == 503 else outcome_of_status(status, {})
+
+
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     """`epoch` grows with every move and every probe. `probe_since_s` is set while a probe runs."""
 

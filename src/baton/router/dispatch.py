@@ -8,6 +8,7 @@ for two workers, here for one).
 
 from aiohttp import web
 
+from baton.router.breaker import outcome_in_stream
 from baton.router.config import RouterConfig, WorkerRole
 from baton.router.errors import LegRefused, NoWorker
 from baton.router.exchange import Exchange
@@ -27,7 +28,11 @@ class Dispatcher:
 
     async def serve(self, exchange: Exchange) -> web.StreamResponse:
         """Answer the request when its turn has come; raises RouterFailure."""
-        request = shape_of(exchange.generation, exchange.headers)
+        request = shape_of(
+            exchange.generation,
+            exchange.headers,
+            with_prefix=self._fleet.placement.needs_prefixes,
+        )
         standing = standing_of(
             exchange.generation, exchange.client_headers, self._config.tenant_header
         )
@@ -71,6 +76,8 @@ class Dispatcher:
             if isinstance(answer, StreamAnswer):
                 self._fleet.note_first_byte(visit)
             try:
-                return await exchange.deliver(answer, None)
+                response = await exchange.deliver(answer, None)
+                visit.verdict = outcome_in_stream(exchange.status)
+                return response
             finally:
                 answer.close()

@@ -28,6 +28,9 @@ RETRY_AFTER_S = 1
 CLIENT_GONE_STATUS = 499
 """nginx's: the client left, or had its request aborted."""
 _MAX_SAID_CHARS = 300
+_MAX_SAID_BYTES = 4096
+_QUEUE_FULL = b"queue is full"
+"""SGLang's words; its workers send no Retry-After with them."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +205,8 @@ class LegRejected(LegFailure):
 
     @property
     def outcome(self) -> Outcome:
+        if _QUEUE_FULL in self.body[:_MAX_SAID_BYTES]:
+            return Outcome.OVERLOAD
         return outcome_of_status(self.status, self.headers, _code(self.body))
 
     @property

@@ -109,7 +109,7 @@ class Fleet:
         outcome = Outcome.NO_VERDICT
         try:
             yield visit
-            outcome = Outcome.SUCCESS
+            outcome = visit.verdict or Outcome.SUCCESS
         except LegFailure as failure:
             outcome = failure.outcome if failure.worker is worker else Outcome.NO_VERDICT
             raise

@@ -15,6 +15,7 @@ import asyncio
 import msgspec
 from aiohttp import web
 
+from baton.router.breaker import outcome_in_stream
 from baton.router.errors import LegBroken, LegRejected
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
@@ -54,6 +55,7 @@ async def serve_on_pair(
             if generation.wants_prompt_logprobs:
                 merge = _prompt_logprobs(exchange, wire, prefill, await prefill_leg)
             response = await exchange.deliver(answer, merge)
+            visit.verdict = outcome_in_stream(exchange.status)
         except BaseException:
             prefill_leg.cancel()
             raise

@@ -31,7 +31,7 @@ SHORTEST_HANDOVER_S = 0.0001
 class Visit(msgspec.Struct):
     """One request at one worker: the tokens it counts for, those of its prompt that are pending,
     and how many were pending there when it came. `computed_s`: when its prompt was computed, at
-    decode by the prefill worker."""
+    decode by the prefill worker. `verdict`: how it ended, where no exception says so."""
 
     worker_id: str
     role: WorkerRole
@@ -41,6 +41,7 @@ class Visit(msgspec.Struct):
     epoch: int
     began_s: float
     computed_s: float | None = None
+    verdict: Outcome | None = None
     is_over: bool = False
 
 
@@ -68,6 +69,10 @@ class Placement:
             for role in WorkerRole
         }
         self.breakers = Breakers(config.breaker, self._on_admitted, self._on_breaker_move)
+        self._asks_for_prefixes = any(
+            config.policy_for(role) in (PolicyName.CACHE_AWARE, PolicyName.SLO_AWARE)
+            for role in config.roles
+        )
         self._splitter = Splitter(config.split)
         self._workers: dict[str, Worker] = {}
         self._pids: dict[str, int] = {}
@@ -109,6 +114,15 @@ class Placement:
             self.breakers.reset(worker.id)
         self._pids[worker.id] = pid
 
+    @property
+    def needs_prefixes(self) -> bool:
+        """Whether a choice may depend on how a prompt begins."""
+        return self._asks_for_prefixes or self._is_mixed
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self._config.pd_disaggregation and len(self._roster(WorkerRole.REGULAR)) > 0
+
     def note_load(self, worker: Worker, num_requests: int | None, num_tokens: int) -> None:
         self._roster(worker.role).report(worker.id, num_requests, num_tokens)
 
@@ -124,7 +138,7 @@ class Placement:
         pair = self._choose_pair(request, tried)
         if whole is None and pair is None:
             return None
-        if not len(self._roster(WorkerRole.REGULAR)):
+        if not self._is_mixed:
             assert pair is not None
             return self._taken_pair(pair)
         decision = self._splitter.decide(

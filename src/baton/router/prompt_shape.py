@@ -48,18 +48,21 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     priority: int
 
 
-def shape_of(generation: Generation, headers: Mapping[str, str]) -> RoutedRequest:
+def shape_of(
+    generation: Generation, headers: Mapping[str, str], *, with_prefix: bool = True
+) -> RoutedRequest:
+    """`with_prefix` False: nobody will ask for the prompt's beginnings, so they are not named."""
     fields = generation.fields
     prompt, before = _prompt(generation.route, fields)
     ids = _token_ids(prompt)
     num_sequences = generation.num_items or 1
     if ids is not None:
         num_prompt_tokens, tokens_per_hash = num_sequences * len(ids), BLOCK_TOKENS
-        hashes: tuple[Any, ...] = hashes_of_ids(ids, _worker_salt(fields))
+        hashes: tuple[Any, ...] = hashes_of_ids(ids, _worker_salt(fields)) if with_prefix else ()
     else:
         num_prompt_tokens = (len(prompt) + len(before)) // BYTES_PER_TOKEN
         tokens_per_hash = PIECE_BYTES // BYTES_PER_TOKEN
-        hashes = hashes_of_bytes(before + prompt, _text_salt(fields))
+        hashes = hashes_of_bytes(before + prompt, _text_salt(fields)) if with_prefix else ()
     return RoutedRequest(
         num_prompt_tokens=num_prompt_tokens,
         num_new_tokens=num_sequences * _num_new_tokens(fields),

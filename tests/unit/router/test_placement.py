@@ -311,3 +311,59 @@ def test_measures_prefill_and_hand_over_of_streams(run: Run, cluster: ClusterMak
                 assert all(load.num_pending == 0 for load in field.roster)
 
     run(scenario)
+
+
+def failing_in_stream(error: dict[str, Any]) -> Script:
+    return Script(error_event={"error": {"message": "it failed", **error}})
+
+
+@pytest.mark.parametrize(
+    ("code", "is_cut_off"), [(500, True), (503, False), (400, False), ("aborted", False)]
+)
+def test_an_error_inside_a_stream_counts_too(
+    run: Run, cluster: ClusterMaker, code: int | str, is_cut_off: bool
+) -> None:
+    async def scenario() -> None:
+        for shape in ((1, 1, 0), (0, 0, 1)):
+            async with cluster(*shape, breaker=BreakerRules(failure_threshold=1)) as c:
+                worker = (c.decodes or c.regulars)[0]
+                worker.script = failing_in_stream({"code": code})
+                status, _, body = await c.post("/generate", {"text": "a", "stream": True})
+                assert status == 200
+                assert b"it failed" in body
+                worker.script = Script()
+                status, _, _ = await c.post("/generate", {"text": "a"})
+                assert status == (503 if is_cut_off else 200)
+
+    run(scenario)
+
+
+def test_a_full_queue_in_sglangs_words_is_overload(run: Run, cluster: ClusterMaker) -> None:
+    async def scenario() -> None:
+        async with cluster(breaker=BreakerRules(failure_threshold=1)) as c:
+            error = {"error": {"message": "The request queue is full.", "code": 503}}
+            c.decodes[0].script = Script(status=503, error=error)
+            assert (await c.post("/generate", {"text": "a"}))[0] == 503
+            c.decodes[0].script = Script()
+            assert (await c.post("/generate", {"text": "a"}))[0] == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_unified", "needs"),
+    [
+        ({}, False, False),
+        ({}, True, True),
+        ({"prefill_policy": PolicyName.CACHE_AWARE}, False, True),
+        ({"policy": PolicyName.SLO_AWARE}, False, True),
+        ({"pd_disaggregation": False, "prefill_policy": PolicyName.CACHE_AWARE}, True, False),
+    ],
+)
+def test_prompts_are_looked_into_only_where_somebody_asks(
+    options: dict[str, Any], has_unified: bool, needs: bool
+) -> None:
+    place = Place(**options)
+    if has_unified:
+        place.add(WorkerRole.REGULAR)
+    assert place.placement.needs_prefixes == needs

@@ -73,6 +73,15 @@ def test_a_later_turn_begins_with_the_names_of_the_earlier_one() -> None:
     assert num_common(first, later) >= len(first.prefix_hashes) - 1
 
 
+def test_beginnings_are_named_only_on_demand() -> None:
+    for body in ({"text": LONG}, {"input_ids": list(range(64))}):
+        generation = parse_generation(GENERATE, json.dumps(body).encode())
+        full, bare = shape_of(generation, {}), shape_of(generation, {}, with_prefix=False)
+        assert full.prefix_hashes
+        assert not bare.prefix_hashes
+        assert full.num_prompt_tokens == bare.num_prompt_tokens
+
+
 def test_tools_stand_before_the_messages() -> None:
     tools = [{"type": "function", "function": {"name": "f", "description": LONG}}]
     one = shape(CHAT, {"tools": tools, "messages": [{"role": "user", "content": "a"}]})

@@ -8,7 +8,7 @@ all pairs of one speed. Elsewhere: measuring (speeds.py), deciding (slo_aware.py
 """
 
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 
 from baton.router.policies.choice import Field
 from baton.router.policies.request import RoutedRequest
@@ -16,6 +16,9 @@ from baton.router.policies.request import RoutedRequest
 NUM_CANDIDATES = 6
 """Workers compared: all of a small fleet; of a big one, the least loaded ones, some that know the
 prompt's beginning, and some drawn ones, so that a fast worker is found even if it has load."""
+
+SAME_S = 0.001
+"""Predictions closer than this are equal."""
 
 _NUM_LEAST, _NUM_HOLDERS = 2, 2
 
@@ -62,13 +65,15 @@ def candidates(
     return list(found)
 
 
-def soonest(field: Field, costs_s: Iterable[tuple[float, str]]) -> tuple[float, str] | None:
-    """The lowest cost; to the millisecond equal ones are decided by load, then by turns."""
-    best: tuple[float, str] | None = None
-    best_order = (0.0, 0, 0)
+def soonest(field: Field, costs_s: Sequence[tuple[float, str]]) -> tuple[float, str] | None:
+    """The lowest cost; among costs within SAME_S of it the least load, then the longest unused."""
+    if not costs_s:
+        return None
+    limit_s = min(costs_s)[0] + SAME_S
+    best, best_load = None, None
     for cost in costs_s:
-        load = field.roster.load_of(cost[1])
-        order = (round(cost[0], 3), load.weight, load.last_use)
-        if best is None or order < best_order:
-            best, best_order = cost, order
+        if cost[0] <= limit_s:
+            load = field.roster.load_of(cost[1])
+            if best_load is None or load.is_less_than(best_load):
+                best, best_load = cost, load
     return best

@@ -51,7 +51,8 @@ class Load:
     @property
     def weight(self) -> int:
         """Load as one number, in tokens."""
-        return self.total_tokens + TOKENS_PER_REQUEST * self.total_requests
+        num_requests = self.num_requests + self.foreign_requests
+        return self.num_tokens + self.foreign_tokens + TOKENS_PER_REQUEST * num_requests
 
     def is_less_than(self, other: "Load") -> bool:
         """Between equals the one longest unused, so that idle workers take turns."""

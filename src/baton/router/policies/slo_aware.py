@@ -3,17 +3,15 @@
 Elsewhere: the prediction (predict.py), whether to use two workers at all (router/split.py).
 """
 
+import math
 import random
 from collections.abc import Collection
 
 import msgspec
 
 from baton.router.policies.choice import Choice, Field
-from baton.router.policies.predict import candidates, handover_s, prefill_s, soonest
+from baton.router.policies.predict import SAME_S, candidates, handover_s, prefill_s, soonest
 from baton.router.policies.request import RoutedRequest
-
-SAME_S = 0.001
-"""Predictions closer than this are equal."""
 
 
 class PairChoice(msgspec.Struct, frozen=True):
@@ -81,21 +79,26 @@ def _over_links(
     speeds = decodes.speeds
     if not speeds.has_links:
         return best
-    fixed_s, lacking = {}, {}
-    for _, decode_id in taken_over:
-        num_hits = decodes.prefixes.num_hits(request.prefix_hashes, decode_id)
-        lacking[decode_id] = request.num_uncached(num_hits)
-        fixed_s[decode_id] = speeds.handover_s.of(decode_id)
-    computed_s = {prefill_id: seconds for seconds, prefill_id in computed}
-
-    def ttft_s(prefill_id: str, decode_id: str) -> float:
-        moved_s = lacking[decode_id] * speeds.link(prefill_id, decode_id)
-        return computed_s[prefill_id] + moved_s + fixed_s[decode_id]
-
-    found_s = ttft_s(best.prefill_id, best.decode_id)
-    found = PairChoice(best.prefill_id, best.decode_id, found_s)
-    for prefill_id in computed_s:
-        for decode_id in lacking:
-            if (seconds := ttft_s(prefill_id, decode_id)) < found.ttft_s - SAME_S:
-                found = PairChoice(prefill_id, decode_id, seconds)
+    found: PairChoice | None = None
+    limit_s = math.inf
+    ways = _ways(request, decodes, [decode_id for _, decode_id in taken_over])
+    for computed_s, prefill_id in computed:
+        for decode_id, lacking, fixed_s in ways:
+            ttft_s = computed_s + fixed_s + lacking * speeds.link(prefill_id, decode_id)
+            is_best = prefill_id == best.prefill_id and decode_id == best.decode_id
+            rank_s = ttft_s - SAME_S if is_best else ttft_s
+            if rank_s < limit_s:
+                limit_s, found = rank_s, PairChoice(prefill_id, decode_id, ttft_s)
+    assert found is not None, "best is one of them"
     return found
+
+
+def _ways(
+    request: RoutedRequest, decodes: Field, decode_ids: list[str]
+) -> list[tuple[str, int, float]]:
+    """(decode worker, tokens it lacks, fixed cost of a hand-over to it in s)."""
+    fixed_s, hits = decodes.speeds.handover_s, decodes.prefixes.num_hits
+    return [
+        (id_, request.num_uncached(hits(request.prefix_hashes, id_)), fixed_s.of(id_))
+        for id_ in decode_ids
+    ]
