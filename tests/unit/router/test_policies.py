@@ -322,6 +322,33 @@ def test_the_index_is_bounded_and_finds_no_more_than_was_sent(
                 assert index.num_hits(prompt, id_) <= len([h for h in prompt if h in known])
 
 
+prompts = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(
+    lambda own: tuple(hash(tuple(own[: end + 1])) for end in range(len(own)))
+)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), prompts), max_size=20),
+    prompts,
+    st.sets(st.integers(0, 3)),
+)
+def test_the_index_finds_the_longest_beginning_among_usable_workers(
+    sent: list[tuple[int, tuple[int, ...]]], prompt: tuple[int, ...], usable: set[int]
+) -> None:
+    index, known = PrefixIndex(10_000), {i: set[int]() for i in range(4)}
+    for number, hashes in sent:
+        index.note(hashes, str(number))
+        known[number].update(hashes)
+    hits = {i: sum(hash_ in known[i] for hash_ in prompt) for i in range(4)}
+    assert all(index.num_hits(prompt, str(i)) == hits[i] for i in range(4))
+    best = max((hits[i] for i in usable), default=0)
+    found, holders = index.longest_match(prompt, lambda id_: int(id_) in usable)
+    assert found == best
+    assert {int(id_) for id_ in holders} == (
+        {i for i in usable if hits[i] == best} if best else set()
+    )
+
+
 def test_the_index_forgets_longer_beginnings_first() -> None:
     index = PrefixIndex(3)
     index.note((1, 2, 3), "w0")

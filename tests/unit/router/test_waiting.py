@@ -182,6 +182,9 @@ def test_a_full_line_has_a_place_for_who_has_none() -> None:
         assert arrival.displaced[0] == victim
         line.check_invariants()
     assert arrive(line, "m2", "modest") is not None, "both have two now"
+    line.withdraw("m1")
+    arrive(line, "third", "third")
+    assert arrive(line, "m3", "modest") is not None, "to have two in place of one is no need"
 
 
 def test_who_waits_too_long_is_told_when_to_come_back() -> None:
