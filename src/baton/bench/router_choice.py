@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from baton.router.policies import CacheRules, Field, PolicyName, RoutedRequest, make_policy
+from baton.router.policies import CacheRules, PolicyName, RoleState, RoutedRequest, make_policy
 from baton.router.policies.prefix_index import PrefixIndex
 from baton.router.policies.roster import Roster
 from baton.router.policies.slo_aware import choose_pair
@@ -67,26 +67,26 @@ class _Fleet:
     ) -> None:
         self._with_prefix = with_prefix
         self.draw = random.Random(seed)
-        self.field = Field(Roster(), PrefixIndex(CacheRules().max_hashes), speeds)
+        self.state = RoleState(Roster(), PrefixIndex(CacheRules().max_hashes), speeds)
         self.running: deque[tuple[str, RoutedRequest]] = deque()
         for index in range(num_workers):
-            self.field.roster.add(str(index), f"http://10.{index // 256}.{index % 256}.1:30000")
-            self.field.roster.set_usable(str(index), True)
+            self.state.roster.add(str(index), f"http://10.{index // 256}.{index % 256}.1:30000")
+            self.state.roster.set_usable(str(index), True)
             speeds.note_prefill(str(index), 1000 + self.draw.randrange(3000), 1.0)
         self.prompts = [self._prompt() for _ in range(NUM_PROMPTS)]
         for _ in range(NUM_RUNNING_PER_WORKER * num_workers):
-            drawn = self.field.roster.sample(self.draw)
+            drawn = self.state.roster.sample(self.draw)
             assert drawn is not None
             self.begin(drawn.worker_id, self.draw.choice(self.prompts))
 
     def begin(self, worker_id: str, request: RoutedRequest) -> None:
-        self.field.roster.begin(worker_id, request.num_tokens)
-        self.field.prefixes.note(request.prefix_hashes, worker_id)
+        self.state.roster.begin(worker_id, request.num_tokens)
+        self.state.prefixes.note(request.prefix_hashes, worker_id)
         self.running.append((worker_id, request))
 
     def end_oldest(self) -> None:
         worker_id, request = self.running.popleft()
-        self.field.roster.end(worker_id, request.num_tokens)
+        self.state.roster.end(worker_id, request.num_tokens)
 
     def _prompt(self) -> RoutedRequest:
         """Half of the prompts begin alike, as with a common system prompt."""
@@ -111,7 +111,7 @@ def _cost_of(name: PolicyName, num_workers: int, num_choices: int) -> ChoiceCost
     for _ in range(num_choices):
         request = fleet.draw.choice(fleet.prompts)
         began_ns = time.thread_time_ns()
-        choice = policy.choose(request, fleet.field, fleet.draw)
+        choice = policy.choose(request, fleet.state, fleet.draw)
         chosen_ns = time.thread_time_ns()
         assert choice is not None
         fleet.begin(choice.worker_id, request)
@@ -129,7 +129,7 @@ def _cost_of_pairs(num_workers: int, num_choices: int) -> ChoiceCost:
     for _ in range(num_choices):
         request = prefills.draw.choice(prefills.prompts)
         began_ns = time.thread_time_ns()
-        pair = choose_pair(request, prefills.field, decodes.field, prefills.draw)
+        pair = choose_pair(request, prefills.state, decodes.state, prefills.draw)
         chosen_ns = time.thread_time_ns()
         assert pair is not None
         prefills.begin(pair.prefill_id, request)

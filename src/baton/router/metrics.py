@@ -134,6 +134,11 @@ class _LineGauges(Collector):
         yield GaugeMetricFamily(
             "baton_router_admitted", "Requests let in and not ended.", self._line.num_running
         )
+        yield GaugeMetricFamily(
+            "baton_router_expected_wait_seconds",
+            "How long a request that came now would probably wait.",
+            self._line.expected_wait_s,
+        )
 
 
 class _BreakerGauges(Collector):

@@ -12,11 +12,12 @@ from collections.abc import Collection
 
 import msgspec
 
+from baton.obs.logs import EventLog
 from baton.router.breaker import BreakerPhase, Outcome
 from baton.router.breakers import Breakers
 from baton.router.config import RouterConfig, WorkerRole
 from baton.router.metrics import RouterMetrics
-from baton.router.policies import Choice, Field, PolicyName, RoutedRequest, make_policy
+from baton.router.policies import Choice, PolicyName, RoleState, RoutedRequest, make_policy
 from baton.router.policies.predict import handover_s, num_pending, prefill_s
 from baton.router.policies.prefix_index import PrefixIndex
 from baton.router.policies.roster import Roster
@@ -26,6 +27,10 @@ from baton.router.split import PairCost, Splitter, WholeCost
 from baton.router.workers import Worker
 
 SHORTEST_HANDOVER_S = 0.0001
+HALF_MODES = ("prefill", "decode")
+"""What workers of a pair say as their `disaggregation_mode`."""
+
+_log = EventLog("baton.router")
 
 
 class Visit(msgspec.Struct):
@@ -51,8 +56,8 @@ class Placement:
         self._metrics = metrics
         self._draw = random.Random(config.seed)
         self.speeds = Speeds()
-        self.fields = {
-            role: Field(
+        self.states = {
+            role: RoleState(
                 Roster(),
                 PrefixIndex(config.cache.max_hashes),
                 self.speeds,
@@ -76,6 +81,7 @@ class Placement:
         self._splitter = Splitter(config.split)
         self._workers: dict[str, Worker] = {}
         self._pids: dict[str, int] = {}
+        self._mentioned: set[str] = set()
 
     def follow(self, worker: Worker, is_known: bool) -> None:
         """A worker joined, left, changed its health or told something new of itself."""
@@ -85,6 +91,7 @@ class Placement:
         if worker.id not in self._workers:
             self._join(worker)
         self._note_process(worker)
+        self._mention_half(worker)
         if not worker.is_healthy:
             self._roster(worker.role).forget_report(worker.id)
         self._set_usable(worker)
@@ -97,11 +104,22 @@ class Placement:
     def _leave(self, worker: Worker) -> None:
         del self._workers[worker.id]
         self._pids.pop(worker.id, None)
-        field = self.fields[worker.role]
-        field.roster.remove(worker.id)
-        field.prefixes.forget(worker.id)
+        self._mentioned.discard(worker.id)
+        state = self.states[worker.role]
+        state.roster.remove(worker.id)
+        state.prefixes.forget(worker.id)
         self.speeds.forget(worker.id)
         self.breakers.remove(worker.id)
+
+    def _mention_half(self, worker: Worker) -> None:
+        if worker.is_healthy and self._is_half(worker) and worker.id not in self._mentioned:
+            self._mentioned.add(worker.id)
+            _log.error(
+                "worker is not unified",
+                worker=worker.url,
+                says=worker.facts.metadata["disaggregation_mode"] if worker.facts else "",
+                mend="remove it, and add it with worker_type prefill or decode",
+            )
 
     def _note_process(self, worker: Worker) -> None:
         """Another process at the same address has an empty cache, and has failed nobody yet."""
@@ -109,7 +127,7 @@ class Placement:
         if pid is None:
             return
         if self._pids.get(worker.id, pid) != pid:
-            self.fields[worker.role].prefixes.forget(worker.id)
+            self.states[worker.role].prefixes.forget(worker.id)
             self.speeds.forget(worker.id)
             self.breakers.reset(worker.id)
         self._pids[worker.id] = pid
@@ -124,7 +142,8 @@ class Placement:
         return self._config.pd_disaggregation and len(self._roster(WorkerRole.REGULAR)) > 0
 
     def note_load(self, worker: Worker, num_requests: int | None, num_tokens: int) -> None:
-        self._roster(worker.role).report(worker.id, num_requests, num_tokens)
+        if worker.id in self._workers:
+            self._roster(worker.role).report(worker.id, num_requests, num_tokens)
 
     def plan(
         self, request: RoutedRequest, tried: Collection[str], now_s: float
@@ -160,8 +179,8 @@ class Placement:
 
     def begin(self, worker: Worker, request: RoutedRequest, now_s: float) -> Visit:
         """A request goes there now; `end` must follow exactly once."""
-        field = self.fields[worker.role]
-        num_hits = field.prefixes.num_hits(request.prefix_hashes, worker.id)
+        state = self.states[worker.role]
+        num_hits = state.prefixes.num_hits(request.prefix_hashes, worker.id)
         num_uncached = request.num_uncached(num_hits)
         num_tokens = num_uncached if worker.role is WorkerRole.PREFILL else request.num_tokens
         visit = Visit(
@@ -169,13 +188,13 @@ class Placement:
             role=worker.role,
             num_tokens=num_tokens,
             num_pending=0 if worker.role is WorkerRole.DECODE else num_uncached,
-            num_ahead=num_pending(field, worker.id) if worker.id in self._workers else 0,
+            num_ahead=num_pending(state, worker.id) if worker.id in self._workers else 0,
             epoch=self._admit(worker, now_s),
             began_s=now_s,
         )
         if worker.id in self._workers:
-            field.roster.begin(worker.id, num_tokens, visit.num_pending)
-            field.prefixes.note(request.prefix_hashes, worker.id)
+            state.roster.begin(worker.id, num_tokens, visit.num_pending)
+            state.prefixes.note(request.prefix_hashes, worker.id)
         return visit
 
     def end(self, visit: Visit, outcome: Outcome, now_s: float) -> None:
@@ -211,15 +230,15 @@ class Placement:
     def _choose(
         self, role: WorkerRole, request: RoutedRequest, tried: Collection[str]
     ) -> Choice | None:
-        field = self.fields[role]
-        if not len(field.roster):
+        state = self.states[role]
+        if not len(state.roster):
             return None
-        return self._policies[role].choose(request, field, self._draw, tried)
+        return self._policies[role].choose(request, state, self._draw, tried)
 
     def _choose_pair(
         self, request: RoutedRequest, tried: Collection[str]
     ) -> tuple[Choice, Choice] | None:
-        prefills, decodes = self.fields[WorkerRole.PREFILL], self.fields[WorkerRole.DECODE]
+        prefills, decodes = self.states[WorkerRole.PREFILL], self.states[WorkerRole.DECODE]
         if self._is_slo_aware:
             found = choose_pair(request, prefills, decodes, self._draw, tried)
             if found is None:
@@ -237,19 +256,19 @@ class Placement:
     def _whole_cost(self, request: RoutedRequest, choice: Choice | None) -> WholeCost | None:
         if choice is None:
             return None
-        field = self.fields[WorkerRole.REGULAR]
+        state = self.states[WorkerRole.REGULAR]
         num_computed = request.num_uncached(self._num_hits(request, choice))
         compute_s = num_computed / self.speeds.prefill.of(choice.worker_id)
         return WholeCost(
-            queue_s=prefill_s(request, field, choice.worker_id) - compute_s,
+            queue_s=prefill_s(request, state, choice.worker_id) - compute_s,
             compute_s=compute_s,
-            num_streams=field.roster.load_of(choice.worker_id).total_requests,
+            num_streams=state.roster.load_of(choice.worker_id).total_requests,
         )
 
     def _num_hits(self, request: RoutedRequest, choice: Choice | None) -> int:
         if choice is None:
             return 0
-        prefixes = self.fields[WorkerRole.REGULAR].prefixes
+        prefixes = self.states[WorkerRole.REGULAR].prefixes
         return prefixes.num_hits(request.prefix_hashes, choice.worker_id)
 
     def _pair_cost(
@@ -259,8 +278,8 @@ class Placement:
             return None
         prefill_id, decode_id = (choice.worker_id for choice in pair)
         return PairCost(
-            prefill_s=prefill_s(request, self.fields[WorkerRole.PREFILL], prefill_id),
-            handover_s=handover_s(request, self.fields[WorkerRole.DECODE], decode_id, prefill_id),
+            prefill_s=prefill_s(request, self.states[WorkerRole.PREFILL], prefill_id),
+            handover_s=handover_s(request, self.states[WorkerRole.DECODE], decode_id, prefill_id),
         )
 
     def _taken(self, choice: Choice, role: WorkerRole) -> Worker:
@@ -285,17 +304,26 @@ class Placement:
         self._metrics.breaker_moves.labels(worker.role.value, phase.value).inc()
 
     def _set_usable(self, worker: Worker) -> None:
-        is_usable = worker.is_healthy and self.breakers.admits(worker.id)
-        self._roster(worker.role).set_usable(worker.id, is_usable)
+        self._roster(worker.role).set_usable(worker.id, self._is_usable(worker))
+
+    def _is_usable(self, worker: Worker) -> bool:
+        return worker.is_healthy and self.breakers.admits(worker.id) and not self._is_half(worker)
+
+    def _is_half(self, worker: Worker) -> bool:
+        """A worker that joined a pool of pairs as a unified one, and says that it is one of a pair:
+        it would refuse every whole request."""
+        if worker.role is not WorkerRole.REGULAR or not self._config.pd_disaggregation:
+            return False
+        mode = worker.facts.metadata.get("disaggregation_mode") if worker.facts else None
+        return mode in HALF_MODES
 
     def _roster(self, role: WorkerRole) -> Roster:
-        return self.fields[role].roster
+        return self.states[role].roster
 
     def check_invariants(self) -> None:
         for worker in self._workers.values():
-            is_usable = worker.is_healthy and self.breakers.admits(worker.id)
-            assert (worker.id in self._roster(worker.role)) == is_usable
-        for field in self.fields.values():
-            field.roster.check_invariants()
-            field.prefixes.check_invariants()
+            assert (worker.id in self._roster(worker.role)) == self._is_usable(worker)
+        for state in self.states.values():
+            state.roster.check_invariants()
+            state.prefixes.check_invariants()
         self.breakers.check_invariants()

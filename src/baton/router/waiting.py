@@ -264,6 +264,14 @@ class WaitingLine:
         num_before += self._levels[ticket.rank].num_before(ticket)
         return (num_before + 1) * self._interval_s
 
+    @property
+    def expected_wait_s(self) -> float:
+        """How long a request that came now, and was no more important than others, would
+        probably wait; 0 before anything was measured."""
+        if not self._waiting and self._may_run():
+            return 0.0
+        return (len(self._waiting) + 1) * (self._interval_s or 0.0)
+
     def _rank(self, priority: int) -> int:
         return priority if self._rules.low_values_first else -priority
 
@@ -317,8 +325,7 @@ class WaitingLine:
 
     def _retry_after_s(self) -> int:
         """Until the whole line has moved on."""
-        wait_s = (len(self._waiting) + 1) * (self._interval_s or 0.0)
-        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(wait_s)))
+        return max(1, min(MAX_RETRY_AFTER_S, math.ceil(self.expected_wait_s)))
 
     def _full(self) -> Refusal:
         num = self._rules.max_waiting

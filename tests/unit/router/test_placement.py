@@ -103,11 +103,11 @@ def test_stays_in_step_with_the_workers(
         place.placement.check_invariants()
         for known in workers:
             num = sum(visit.worker_id == known.id for visit in visits)
-            load = place.placement.fields[known.role].roster.load_of(known.id)
+            load = place.placement.states[known.role].roster.load_of(known.id)
             assert load.num_requests == num
     place.placement.breakers.catch_up(now_s + 1000)
     for known in workers:
-        is_usable = known.id in place.placement.fields[known.role].roster
+        is_usable = known.id in place.placement.states[known.role].roster
         assert is_usable == known.is_healthy
 
 
@@ -138,7 +138,7 @@ def test_another_process_at_the_address_begins_anew() -> None:
     place.add(WorkerRole.DECODE)
     place.pool.note_facts(prefill, WorkerFacts(pid=1))
     visit = place.placement.begin(prefill, REQUEST, 0.0)
-    prefixes = place.placement.fields[WorkerRole.PREFILL].prefixes
+    prefixes = place.placement.states[WorkerRole.PREFILL].prefixes
     assert prefixes.num_hits(REQUEST.prefix_hashes, prefill.id) == 4
     place.placement.end(visit, Outcome.FAILURE, 0.0)
     assert place.plan() is None
@@ -184,6 +184,21 @@ def test_always_split_uses_unified_workers_only_where_no_pair_is() -> None:
     place.pool.note_refusal(prefill, "gone", 0.0)
     assert place.plan() == [unified]
     assert place.counted('placements_total{placement="whole",reason="no_pair"} 1.0')
+
+
+def test_half_of_a_pair_that_joined_as_unified_is_not_used() -> None:
+    place = Place()
+    prefill, decode = place.add(WorkerRole.PREFILL), place.add(WorkerRole.DECODE)
+    stray = place.add(WorkerRole.REGULAR, is_healthy=False)
+    said = {"disaggregation_mode": "decode"}
+    place.pool.note_facts(stray, WorkerFacts(metadata=said))
+    place.pool.note_success(stray, 0.0)
+    place.pool.note_refusal(prefill, "gone", 0.0)
+    assert place.plan() is None
+    place.pool.note_facts(stray, WorkerFacts(metadata={"disaggregation_mode": "null"}))
+    assert place.plan() == [stray]
+    place.placement.check_invariants()
+    assert decode.is_healthy
 
 
 @pytest.mark.parametrize("policy", PolicyName)
@@ -323,8 +338,8 @@ def test_measures_prefill_and_hand_over_of_streams(run: Run, cluster: ClusterMak
             await c.until_quiet()
             assert speeds.prefill.is_measured
             assert speeds.handover_s.is_measured
-            for field in c.fleet.placement.fields.values():
-                assert all(load.num_pending == 0 for load in field.roster)
+            for state in c.fleet.placement.states.values():
+                assert all(load.num_pending == 0 for load in state.roster)
 
     run(scenario)
 

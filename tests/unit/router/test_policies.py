@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from baton.router.policies import CacheRules, Field, Policy, PolicyName, RoutedRequest, make_policy
+from baton.router.policies import (
+    CacheRules,
+    Policy,
+    PolicyName,
+    RoleState,
+    RoutedRequest,
+    make_policy,
+)
 from baton.router.policies.power_of_two import PowerOfTwo
 from baton.router.policies.prefix_index import MAX_HOLDERS, PrefixIndex
 from baton.router.policies.roster import TOKENS_PER_REQUEST, Roster
@@ -18,12 +25,12 @@ from baton.router.policies.speeds import Speeds
 REQUEST = RoutedRequest(num_prompt_tokens=100, num_new_tokens=20)
 
 
-def make_field(num: int, speeds: Speeds | None = None, prefix: str = "w") -> Field:
+def make_state(num: int, speeds: Speeds | None = None, prefix: str = "w") -> RoleState:
     roster = Roster()
     for i in range(num):
         roster.add(f"{prefix}{i}", f"http://{prefix}{i}:1")
         roster.set_usable(f"{prefix}{i}", True)
-    return Field(roster, PrefixIndex(1000), speeds or Speeds())
+    return RoleState(roster, PrefixIndex(1000), speeds or Speeds())
 
 
 def policy_of(name: PolicyName, **rules: float) -> Policy:
@@ -31,28 +38,28 @@ def policy_of(name: PolicyName, **rules: float) -> Policy:
 
 
 def pick(
-    field: Field,
+    state: RoleState,
     name: PolicyName,
     request: RoutedRequest = REQUEST,
     *,
     seed: int = 1,
     excluded: set[str] | None = None,
 ) -> str:
-    choice = policy_of(name).choose(request, field, random.Random(seed), excluded or set())
+    choice = policy_of(name).choose(request, state, random.Random(seed), excluded or set())
     assert choice is not None
     return choice.worker_id
 
 
-def send(field: Field, worker_id: str, request: RoutedRequest = REQUEST) -> None:
-    num_hits = field.prefixes.num_hits(request.prefix_hashes, worker_id)
-    field.roster.begin(worker_id, request.num_tokens, request.num_uncached(num_hits))
-    field.prefixes.note(request.prefix_hashes, worker_id)
+def send(state: RoleState, worker_id: str, request: RoutedRequest = REQUEST) -> None:
+    num_hits = state.prefixes.num_hits(request.prefix_hashes, worker_id)
+    state.roster.begin(worker_id, request.num_tokens, request.num_uncached(num_hits))
+    state.prefixes.note(request.prefix_hashes, worker_id)
 
 
-def leave(field: Field, worker_id: str, request: RoutedRequest = REQUEST) -> None:
+def leave(state: RoleState, worker_id: str, request: RoutedRequest = REQUEST) -> None:
     """The only request there ends."""
-    pending = field.roster.load_of(worker_id).num_pending
-    field.roster.end(worker_id, request.num_tokens, pending)
+    pending = state.roster.load_of(worker_id).num_pending
+    state.roster.end(worker_id, request.num_tokens, pending)
 
 
 roster_steps = st.lists(
@@ -67,8 +74,8 @@ roster_steps = st.lists(
 
 @given(roster_steps)
 def test_a_roster_counts_as_a_plain_list_would(history: list[tuple[str, int, int]]) -> None:
-    field = make_field(5)
-    roster, running = field.roster, {f"w{i}": list[int]() for i in range(5)}
+    state = make_state(5)
+    roster, running = state.roster, {f"w{i}": list[int]() for i in range(5)}
     for what, index, number in history:
         worker_id = f"w{index}"
         if worker_id not in running:
@@ -114,111 +121,111 @@ def test_chooses_only_who_may_be_chosen_and_repeats_itself(
     hashes: list[int],
     session: str | None,
 ) -> None:
-    field = make_field(5)
+    state = make_state(5)
     request = RoutedRequest(
         num_prompt_tokens=50, prefix_hashes=tuple(hashes), session_key=session or None
     )
     for what, index, number in history:
         if what == "begin":
-            send(field, f"w{index}", request)
+            send(state, f"w{index}", request)
         elif what in ("usable", "unusable"):
-            field.roster.set_usable(f"w{index}", what == "usable")
+            state.roster.set_usable(f"w{index}", what == "usable")
         elif what == "report":
-            field.roster.report(f"w{index}", number, 10 * number)
-    allowed = {load.worker_id for load in field.roster} - excluded
+            state.roster.report(f"w{index}", number, 10 * number)
+    allowed = {load.worker_id for load in state.roster} - excluded
     policy = policy_of(name)
-    choice = policy.choose(request, field, random.Random(seed), excluded)
+    choice = policy.choose(request, state, random.Random(seed), excluded)
     assert (choice is None) == (not allowed)
     assert choice is None or choice.worker_id in allowed
-    assert choice == policy.choose(request, field, random.Random(seed), excluded)
+    assert choice == policy.choose(request, state, random.Random(seed), excluded)
 
 
 @given(st.integers(1, 6), st.integers(1, 60), st.booleans())
 def test_round_robin_never_favours_anyone(num: int, num_requests: int, ends_at_once: bool) -> None:
-    field, counts = make_field(num), Counter({f"w{i}": 0 for i in range(num)})
+    state, counts = make_state(num), Counter({f"w{i}": 0 for i in range(num)})
     for _ in range(num_requests):
-        worker_id = pick(field, PolicyName.ROUND_ROBIN)
-        send(field, worker_id)
+        worker_id = pick(state, PolicyName.ROUND_ROBIN)
+        send(state, worker_id)
         counts[worker_id] += 1
         if ends_at_once:
-            leave(field, worker_id)
+            leave(state, worker_id)
     assert max(counts.values()) - min(counts.values()) <= 1
 
 
 @given(st.integers(2, 6), st.integers(1, 60))
 def test_round_robin_goes_on_fairly_after_one_was_away(num: int, num_requests: int) -> None:
-    field = make_field(num)
-    field.roster.set_usable("w0", False)
+    state = make_state(num)
+    state.roster.set_usable("w0", False)
     for _ in range(num_requests):
-        worker_id = pick(field, PolicyName.ROUND_ROBIN)
+        worker_id = pick(state, PolicyName.ROUND_ROBIN)
         assert worker_id != "w0"
-        send(field, worker_id)
-    field.roster.set_usable("w0", True)
-    assert pick(field, PolicyName.ROUND_ROBIN) == "w0"
+        send(state, worker_id)
+    state.roster.set_usable("w0", True)
+    assert pick(state, PolicyName.ROUND_ROBIN) == "w0"
 
 
 @given(st.integers(1, 6), st.integers(0, 40))
 def test_least_loaded_keeps_counts_within_one_while_only_adding(
     num: int, num_requests: int
 ) -> None:
-    field = make_field(num)
+    state = make_state(num)
     for _ in range(num_requests):
-        send(field, pick(field, PolicyName.LEAST_LOADED))
-    counts = [load.num_requests for load in field.roster]
+        send(state, pick(state, PolicyName.LEAST_LOADED))
+    counts = [load.num_requests for load in state.roster]
     assert max(counts) - min(counts) <= 1
 
 
 def test_least_loaded_does_not_herd_on_idle_workers() -> None:
-    field, used = make_field(3), []
+    state, used = make_state(3), []
     for _ in range(6):
-        worker_id = pick(field, PolicyName.LEAST_LOADED)
+        worker_id = pick(state, PolicyName.LEAST_LOADED)
         used.append(worker_id)
-        send(field, worker_id)
-        leave(field, worker_id)
+        send(state, worker_id)
+        leave(state, worker_id)
     assert used == ["w0", "w1", "w2", "w0", "w1", "w2"]
 
 
 def test_least_loaded_counts_tokens_not_requests() -> None:
-    field = make_field(2)
-    send(field, "w0", RoutedRequest(num_prompt_tokens=8000))
+    state = make_state(2)
+    send(state, "w0", RoutedRequest(num_prompt_tokens=8000))
     for _ in range(3):
-        send(field, "w1", RoutedRequest(num_prompt_tokens=100))
-    assert pick(field, PolicyName.LEAST_LOADED) == "w1"
+        send(state, "w1", RoutedRequest(num_prompt_tokens=100))
+    assert pick(state, PolicyName.LEAST_LOADED) == "w1"
 
 
 def test_least_loaded_counts_requests_of_unknown_size_too() -> None:
-    field = make_field(2)
+    state = make_state(2)
     for _ in range(2):
-        send(field, "w0", RoutedRequest())
-    send(field, "w1", RoutedRequest())
-    assert pick(field, PolicyName.LEAST_LOADED) == "w1"
+        send(state, "w0", RoutedRequest())
+    send(state, "w1", RoutedRequest())
+    assert pick(state, PolicyName.LEAST_LOADED) == "w1"
 
 
 def test_least_loaded_sees_requests_of_others_but_counts_its_own_once() -> None:
-    field = make_field(2)
-    send(field, "w1")
-    field.roster.report("w0", 4, 400)
-    field.roster.report("w1", 1, 120)
-    assert field.roster.load_of("w1").foreign_requests == 0
-    assert field.roster.load_of("w1").foreign_tokens == 0
-    assert pick(field, PolicyName.LEAST_LOADED) == "w1"
+    state = make_state(2)
+    send(state, "w1")
+    state.roster.report("w0", 4, 400)
+    state.roster.report("w1", 1, 120)
+    assert state.roster.load_of("w1").foreign_requests == 0
+    assert state.roster.load_of("w1").foreign_tokens == 0
+    assert pick(state, PolicyName.LEAST_LOADED) == "w1"
 
 
 def test_least_loaded_goes_by_tokens_where_workers_report_no_requests() -> None:
-    field = make_field(2)
-    field.roster.report("w0", None, 500)
-    field.roster.report("w1", None, 10)
-    assert pick(field, PolicyName.LEAST_LOADED) == "w1"
-    field.roster.forget_report("w0")
-    assert pick(field, PolicyName.LEAST_LOADED) == "w0"
+    state = make_state(2)
+    state.roster.report("w0", None, 500)
+    state.roster.report("w1", None, 10)
+    assert pick(state, PolicyName.LEAST_LOADED) == "w1"
+    state.roster.forget_report("w0")
+    assert pick(state, PolicyName.LEAST_LOADED) == "w0"
 
 
 def test_two_routers_that_hear_of_each_other_late_do_not_herd_with_power_of_two() -> None:
     """Between two reports, 200 requests over 10 workers: nobody gets more than twice the mean."""
-    field, draw, policy = make_field(10), random.Random(3), PowerOfTwo()
+    state, draw, policy = make_state(10), random.Random(3), PowerOfTwo()
     counts: Counter[str] = Counter()
     for _ in range(200):
-        choice = policy.choose(REQUEST, field, draw)
+        choice = policy.choose(REQUEST, state, draw)
         assert choice is not None
         counts[choice.worker_id] += 1  # the load of these is reported only later
     assert max(counts.values()) <= 2 * 20
@@ -227,20 +234,20 @@ def test_two_routers_that_hear_of_each_other_late_do_not_herd_with_power_of_two(
 def test_power_of_two_is_far_more_even_than_random() -> None:
     spreads = {}
     for name in (PolicyName.RANDOM, PolicyName.POWER_OF_TWO):
-        field, draw, policy = make_field(20), random.Random(5), policy_of(name)
+        state, draw, policy = make_state(20), random.Random(5), policy_of(name)
         for _ in range(2000):
-            choice = policy.choose(REQUEST, field, draw)
+            choice = policy.choose(REQUEST, state, draw)
             assert choice is not None
-            send(field, choice.worker_id)
-        counts = [load.num_requests for load in field.roster]
+            send(state, choice.worker_id)
+        counts = [load.num_requests for load in state.roster]
         spreads[name] = max(counts) - min(counts)
     assert spreads[PolicyName.POWER_OF_TWO] * 4 < spreads[PolicyName.RANDOM]
 
 
 def test_random_uses_all() -> None:
-    field, draw, policy = make_field(5), random.Random(1), policy_of(PolicyName.RANDOM)
+    state, draw, policy = make_state(5), random.Random(1), policy_of(PolicyName.RANDOM)
     counts = Counter(
-        choice.worker_id for _ in range(1000) if (choice := policy.choose(REQUEST, field, draw))
+        choice.worker_id for _ in range(1000) if (choice := policy.choose(REQUEST, state, draw))
     )
     assert len(counts) == 5
     assert min(counts.values()) > 150
@@ -251,35 +258,35 @@ def chat(*turns: int) -> RoutedRequest:
 
 
 def test_cache_aware_sends_later_turns_where_the_first_went() -> None:
-    field = make_field(4)
-    first = pick(field, PolicyName.CACHE_AWARE, chat(1, 2))
-    send(field, first, chat(1, 2))
+    state = make_state(4)
+    first = pick(state, PolicyName.CACHE_AWARE, chat(1, 2))
+    send(state, first, chat(1, 2))
     for turn in (chat(1, 2, 3), chat(1, 2, 3, 4, 5)):
-        assert pick(field, PolicyName.CACHE_AWARE, turn) == first
-        send(field, first, turn)
-    assert pick(field, PolicyName.CACHE_AWARE, chat(7, 8)) != first
+        assert pick(state, PolicyName.CACHE_AWARE, turn) == first
+        send(state, first, turn)
+    assert pick(state, PolicyName.CACHE_AWARE, chat(7, 8)) != first
 
 
 def test_cache_aware_wants_a_share_of_the_prompt() -> None:
-    field = make_field(2)
-    send(field, "w0", chat(1))
+    state = make_state(2)
+    send(state, "w0", chat(1))
     policy = policy_of(PolicyName.CACHE_AWARE, threshold=0.5)
     draw = random.Random(1)
     near, far = chat(1, 2), chat(1, 2, 3)
     assert [
         (choice.worker_id, choice.reason)
         for request in (near, far)
-        if (choice := policy.choose(request, field, draw))
+        if (choice := policy.choose(request, state, draw))
     ] == [("w0", "cache_hit"), ("w1", "cache_miss")]
 
 
 def test_cache_aware_leaves_a_worker_that_is_far_too_busy() -> None:
-    field = make_field(2)
+    state = make_state(2)
     policy = policy_of(PolicyName.CACHE_AWARE, balance_abs=3, balance_rel=1.5)
     reasons = []
     for _ in range(5):
-        send(field, "w0", chat(1, 2))
-        choice = policy.choose(chat(1, 2), field, random.Random(1))
+        send(state, "w0", chat(1, 2))
+        choice = policy.choose(chat(1, 2), state, random.Random(1))
         assert choice is not None
         reasons.append((choice.worker_id, choice.reason))
     hit, spilled = ("w0", "cache_hit"), ("w1", "balance")
@@ -287,10 +294,10 @@ def test_cache_aware_leaves_a_worker_that_is_far_too_busy() -> None:
 
 
 def test_cache_aware_prefers_the_less_loaded_of_two_that_know_the_prompt() -> None:
-    field = make_field(3)
+    state = make_state(3)
     for worker_id in ("w0", "w0", "w1"):
-        send(field, worker_id, chat(1, 2))
-    assert pick(field, PolicyName.CACHE_AWARE, chat(1, 2)) == "w1"
+        send(state, worker_id, chat(1, 2))
+    assert pick(state, PolicyName.CACHE_AWARE, chat(1, 2)) == "w1"
 
 
 @given(
@@ -371,29 +378,29 @@ def session(key: str) -> RoutedRequest:
 
 
 def test_only_the_keys_of_a_worker_that_left_move_and_they_come_back() -> None:
-    field, keys = make_field(8), [f"session-{i}" for i in range(400)]
+    state, keys = make_state(8), [f"session-{i}" for i in range(400)]
 
     def where() -> dict[str, str]:
-        return {key: pick(field, PolicyName.CONSISTENT_HASH, session(key)) for key in keys}
+        return {key: pick(state, PolicyName.CONSISTENT_HASH, session(key)) for key in keys}
 
     before = where()
-    field.roster.set_usable("w3", False)
+    state.roster.set_usable("w3", False)
     during = where()
     assert all(during[key] == before[key] for key in keys if before[key] != "w3")
     moved = [during[key] for key in keys if before[key] == "w3"]
     assert moved
     assert "w3" not in moved
     assert len(set(moved)) > 3, "the keys of one worker go to many"
-    field.roster.set_usable("w3", True)
+    state.roster.set_usable("w3", True)
     assert where() == before
 
 
 def test_a_newcomer_takes_keys_from_others_only_for_itself() -> None:
-    field, keys = make_field(4), [f"session-{i}" for i in range(400)]
-    before = {key: pick(field, PolicyName.CONSISTENT_HASH, session(key)) for key in keys}
-    field.roster.add("new", "http://new:1")
-    field.roster.set_usable("new", True)
-    after = {key: pick(field, PolicyName.CONSISTENT_HASH, session(key)) for key in keys}
+    state, keys = make_state(4), [f"session-{i}" for i in range(400)]
+    before = {key: pick(state, PolicyName.CONSISTENT_HASH, session(key)) for key in keys}
+    state.roster.add("new", "http://new:1")
+    state.roster.set_usable("new", True)
+    after = {key: pick(state, PolicyName.CONSISTENT_HASH, session(key)) for key in keys}
     moved = [key for key in keys if after[key] != before[key]]
     assert {after[key] for key in moved} == {"new"}
     assert 0.1 < len(moved) / len(keys) < 0.3
@@ -415,45 +422,45 @@ def test_places_on_the_ring_are_those_of_the_urls_and_even() -> None:
 
 
 def test_without_a_session_the_least_loaded_is_taken() -> None:
-    field = make_field(2)
-    send(field, "w0")
-    assert pick(field, PolicyName.CONSISTENT_HASH) == "w1"
+    state = make_state(2)
+    send(state, "w0")
+    assert pick(state, PolicyName.CONSISTENT_HASH) == "w1"
 
 
 def test_slo_aware_prefers_a_fast_worker_with_some_queue_to_a_slow_idle_one() -> None:
     speeds = Speeds()
     speeds.note_prefill("w0", 10_000, 1.0)
     speeds.note_prefill("w1", 1_000, 1.0)
-    field = make_field(2, speeds)
-    send(field, "w0", RoutedRequest(num_prompt_tokens=500))
+    state = make_state(2, speeds)
+    send(state, "w0", RoutedRequest(num_prompt_tokens=500))
     request = RoutedRequest(num_prompt_tokens=400)
-    assert pick(field, PolicyName.SLO_AWARE, request) == "w0"  # 0.09 s against 0.4
-    send(field, "w0", RoutedRequest(num_prompt_tokens=8000))
-    assert pick(field, PolicyName.SLO_AWARE, request) == "w1"
+    assert pick(state, PolicyName.SLO_AWARE, request) == "w0"  # 0.09 s against 0.4
+    send(state, "w0", RoutedRequest(num_prompt_tokens=8000))
+    assert pick(state, PolicyName.SLO_AWARE, request) == "w1"
 
 
 def test_slo_aware_counts_only_what_is_not_cached() -> None:
-    field = make_field(2)
+    state = make_state(2)
     request = RoutedRequest(num_prompt_tokens=160, prefix_hashes=tuple(range(10)))
-    send(field, "w0", request)
-    leave(field, "w0", request)
-    send(field, "w0", RoutedRequest(num_prompt_tokens=100))
-    assert pick(field, PolicyName.SLO_AWARE, request) == "w0"
+    send(state, "w0", request)
+    leave(state, "w0", request)
+    send(state, "w0", RoutedRequest(num_prompt_tokens=100))
+    assert pick(state, PolicyName.SLO_AWARE, request) == "w0"
 
 
 def test_slo_aware_takes_turns_among_equals() -> None:
-    field, used = make_field(3), []
+    state, used = make_state(3), []
     for _ in range(6):
-        worker_id = pick(field, PolicyName.SLO_AWARE)
+        worker_id = pick(state, PolicyName.SLO_AWARE)
         used.append(worker_id)
-        send(field, worker_id)
-        leave(field, worker_id)
+        send(state, worker_id)
+        leave(state, worker_id)
     assert used == ["w0", "w1", "w2", "w0", "w1", "w2"]
 
 
 def test_a_pair_is_chosen_together_where_the_link_decides() -> None:
     speeds = Speeds()
-    prefills, decodes = make_field(2, speeds, "p"), make_field(2, speeds, "d")
+    prefills, decodes = make_state(2, speeds, "p"), make_state(2, speeds, "d")
     for prefill, decode, seconds in (
         ("p0", "d0", 0.9),
         ("p0", "d1", 0.5),
@@ -472,14 +479,14 @@ def test_a_pair_is_chosen_together_where_the_link_decides() -> None:
 
 
 def test_in_a_big_fleet_slo_aware_finds_an_idle_worker_or_the_cached_prompt() -> None:
-    field = make_field(300)
+    state = make_state(300)
     for i in range(300):
         if i != 123:
-            send(field, f"w{i}", RoutedRequest(num_prompt_tokens=4000))
-    assert pick(field, PolicyName.SLO_AWARE, RoutedRequest(num_prompt_tokens=100)) == "w123"
+            send(state, f"w{i}", RoutedRequest(num_prompt_tokens=4000))
+    assert pick(state, PolicyName.SLO_AWARE, RoutedRequest(num_prompt_tokens=100)) == "w123"
     known = RoutedRequest(num_prompt_tokens=32_000, prefix_hashes=tuple(range(2000)))
-    field.prefixes.note(known.prefix_hashes[:1000], "w7")
-    assert pick(field, PolicyName.SLO_AWARE, known) == "w7"
+    state.prefixes.note(known.prefix_hashes[:1000], "w7")
+    assert pick(state, PolicyName.SLO_AWARE, known) == "w7"
 
 
 @pytest.mark.parametrize("sample", [0.0, -1.0, float("nan"), float("inf")])
@@ -508,6 +515,6 @@ def test_speeds_follow_what_is_measured_and_strangers_get_the_mean() -> None:
 
 
 def test_a_request_weighs_beside_its_tokens() -> None:
-    field = make_field(1)
-    send(field, "w0")
-    assert field.roster.load_of("w0").weight == REQUEST.num_tokens + TOKENS_PER_REQUEST
+    state = make_state(1)
+    send(state, "w0")
+    assert state.roster.load_of("w0").weight == REQUEST.num_tokens + TOKENS_PER_REQUEST

@@ -206,6 +206,7 @@ def test_who_waits_too_long_is_told_when_to_come_back() -> None:
 
 def test_the_wait_is_estimated_from_how_fast_the_line_moves() -> None:
     line = line_of(max_waiting=40)
+    assert line.expected_wait_s == 0.0
     arrive(line, "0")
     start(line)
     assert arrive(line, "1") is None
@@ -224,6 +225,7 @@ def test_the_wait_is_estimated_from_how_fast_the_line_moves() -> None:
     assert line.estimated_wait_s("other") == pytest.approx(6.0, rel=0.1)
     for index in range(100, 119):
         arrive(line, str(index))
+    assert line.expected_wait_s == pytest.approx(82.0, rel=0.1)
     refusal = arrive(line, "too many", "t")
     assert refusal is not None
     assert 60 >= refusal.retry_after_s > 40

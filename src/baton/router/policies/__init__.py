@@ -1,15 +1,15 @@
 """Which worker takes the next request: one small file per policy.
 
-A policy sees a RoutedRequest and a Field (loads, known beginnings of prompts, measured speeds of
-one role's workers) and names a worker. State is kept by the Field's parts, so that any policy can
-be tried against any state, and no choice looks at all workers.
-Elsewhere: who may be chosen (workers.py, breaker.py), keeping the fields (router/placement.py).
+A policy sees a RoutedRequest and a RoleState (loads, known beginnings of prompts, measured speeds
+of one role's workers) and names a worker. All state is in the RoleState's parts, so that any policy
+can be tried against any state; no choice looks at all workers.
+Elsewhere: who may be chosen (workers.py, breaker.py), keeping the states (router/placement.py).
 """
 
 from typing import assert_never
 
 from baton.router.policies.cache_aware import CacheAware, CacheRules
-from baton.router.policies.choice import Choice, Field, Policy
+from baton.router.policies.choice import Choice, Policy, RoleState
 from baton.router.policies.consistent_hash import ConsistentHash
 from baton.router.policies.least_loaded import LeastLoaded
 from baton.router.policies.names import PolicyName
@@ -23,9 +23,9 @@ __all__ = [
     "UNKNOWN_REQUEST",
     "CacheRules",
     "Choice",
-    "Field",
     "Policy",
     "PolicyName",
+    "RoleState",
     "RoutedRequest",
     "make_policy",
 ]

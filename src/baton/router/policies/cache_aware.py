@@ -8,7 +8,7 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.request import RoutedRequest
 from baton.router.policies.roster import Load
 
@@ -31,17 +31,17 @@ class CacheAware:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
-        roster, hashes = field.roster, request.prefix_hashes
+        roster, hashes = state.roster, request.prefix_hashes
         least = roster.least_loaded(excluded)
         if least is None:
             return None
         if not hashes:
             return Choice(least, "no_prefix")
-        num_hits, holders = field.prefixes.longest_match(
+        num_hits, holders = state.prefixes.longest_match(
             hashes, lambda worker_id: worker_id in roster and worker_id not in excluded
         )
         if not holders or num_hits < self._rules.threshold * len(hashes):

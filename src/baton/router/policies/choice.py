@@ -17,7 +17,7 @@ from baton.router.policies.speeds import Speeds
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class RoleState:
     """All that is known of the workers of one role; `speeds` is shared by all roles.
     `has_streams`: unified workers, whose tokens are mostly those of running streams."""
 
@@ -40,7 +40,7 @@ class Policy(Protocol):
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.request import RoutedRequest
 
 
@@ -11,11 +11,11 @@ class ConsistentHash:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
-        roster = field.roster
+        roster = state.roster
         if request.session_key is None:
             least = roster.least_loaded(excluded)
             return Choice(least, "no_session") if least else None

@@ -7,7 +7,7 @@ what is not ours, so that many requests between two reports do not all run to th
 import random
 from collections.abc import Collection
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.request import RoutedRequest
 
 
@@ -15,9 +15,9 @@ class LeastLoaded:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
-        worker_id = field.roster.least_loaded(excluded)
+        worker_id = state.roster.least_loaded(excluded)
         return Choice(worker_id, "least_loaded") if worker_id else None

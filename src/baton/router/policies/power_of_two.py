@@ -7,7 +7,7 @@ do not all run to the same worker.
 import random
 from collections.abc import Collection
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.request import RoutedRequest
 
 
@@ -15,13 +15,13 @@ class PowerOfTwo:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
-        first = field.roster.sample(draw, excluded)
+        first = state.roster.sample(draw, excluded)
         if first is None:
             return None
-        second = field.roster.sample(draw, {*excluded, first.worker_id}) or first
+        second = state.roster.sample(draw, {*excluded, first.worker_id}) or first
         better = second if second.is_less_than(first) else first
         return Choice(better.worker_id, "less_of_two")

@@ -10,7 +10,7 @@ all pairs of one speed. Elsewhere: measuring (speeds.py), deciding (slo_aware.py
 import random
 from collections.abc import Collection, Sequence
 
-from baton.router.policies.choice import Field
+from baton.router.policies.choice import RoleState
 from baton.router.policies.request import RoutedRequest
 
 NUM_CANDIDATES = 6
@@ -23,37 +23,39 @@ SAME_S = 0.001
 _NUM_LEAST, _NUM_HOLDERS = 2, 2
 
 
-def prefill_s(request: RoutedRequest, field: Field, worker_id: str) -> float:
+def prefill_s(request: RoutedRequest, state: RoleState, worker_id: str) -> float:
     """Until the prompt is computed at this worker, with what waits there."""
-    num_hits = field.prefixes.num_hits(request.prefix_hashes, worker_id)
-    num_ahead = num_pending(field, worker_id)
-    return (num_ahead + request.num_uncached(num_hits)) / field.speeds.prefill.of(worker_id)
+    num_hits = state.prefixes.num_hits(request.prefix_hashes, worker_id)
+    num_ahead = num_pending(state, worker_id)
+    return (num_ahead + request.num_uncached(num_hits)) / state.speeds.prefill.of(worker_id)
 
 
-def num_pending(field: Field, worker_id: str) -> int:
+def num_pending(state: RoleState, worker_id: str) -> int:
     """Prompt tokens still to be computed there. What others have at a prefill worker is all
     prompt; at a unified one nobody knows, so it is left out."""
-    load = field.roster.load_of(worker_id)
-    return load.num_pending if field.has_streams else load.num_pending + load.foreign_tokens
+    load = state.roster.load_of(worker_id)
+    return load.num_pending if state.has_streams else load.num_pending + load.foreign_tokens
 
 
-def handover_s(request: RoutedRequest, field: Field, decode_id: str, prefill_id: str = "") -> float:
+def handover_s(
+    request: RoutedRequest, state: RoleState, decode_id: str, prefill_id: str = ""
+) -> float:
     """From the computed prompt to the first token at this decode worker; by its mean over all
     prefill workers if none is named."""
-    num_hits = field.prefixes.num_hits(request.prefix_hashes, decode_id)
+    num_hits = state.prefixes.num_hits(request.prefix_hashes, decode_id)
     lacking = request.num_uncached(num_hits)
-    speeds = field.speeds
+    speeds = state.speeds
     return speeds.transfer_s(prefill_id, decode_id, lacking) + speeds.handover_s.of(decode_id)
 
 
 def candidates(
-    request: RoutedRequest, field: Field, draw: random.Random, excluded: Collection[str]
+    request: RoutedRequest, state: RoleState, draw: random.Random, excluded: Collection[str]
 ) -> list[str]:
     """Workers worth a prediction, at most NUM_CANDIDATES."""
-    roster = field.roster
+    roster = state.roster
     if len(roster) <= NUM_CANDIDATES:
         return [load.worker_id for load in roster if load.worker_id not in excluded]
-    _, holders = field.prefixes.longest_match(
+    _, holders = state.prefixes.longest_match(
         request.prefix_hashes, lambda id_: id_ in roster and id_ not in excluded
     )
     found = dict.fromkeys(roster.least_loaded_few(_NUM_LEAST, excluded))
@@ -65,7 +67,7 @@ def candidates(
     return list(found)
 
 
-def soonest(field: Field, costs_s: Sequence[tuple[float, str]]) -> tuple[float, str] | None:
+def soonest(state: RoleState, costs_s: Sequence[tuple[float, str]]) -> tuple[float, str] | None:
     """The lowest cost; among costs within SAME_S of it the least load, then the longest unused."""
     if not costs_s:
         return None
@@ -73,7 +75,7 @@ def soonest(field: Field, costs_s: Sequence[tuple[float, str]]) -> tuple[float, 
     best, best_load = None, None
     for cost in costs_s:
         if cost[0] <= limit_s:
-            load = field.roster.load_of(cost[1])
+            load = state.roster.load_of(cost[1])
             if best_load is None or load.is_less_than(best_load):
                 best, best_load = cost, load
     return best

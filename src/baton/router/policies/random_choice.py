@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.request import RoutedRequest
 
 
@@ -11,9 +11,9 @@ class RandomChoice:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
-        drawn = field.roster.sample(draw, excluded)
+        drawn = state.roster.sample(draw, excluded)
         return Choice(drawn.worker_id, "drawn") if drawn else None

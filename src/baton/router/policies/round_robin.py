@@ -3,7 +3,7 @@
 import random
 from collections.abc import Collection
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.request import RoutedRequest
 
 
@@ -11,9 +11,9 @@ class RoundRobin:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
-        worker_id = field.roster.longest_unused(excluded)
+        worker_id = state.roster.longest_unused(excluded)
         return Choice(worker_id, "turn") if worker_id else None

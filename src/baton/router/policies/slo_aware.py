@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 import msgspec
 
-from baton.router.policies.choice import Choice, Field
+from baton.router.policies.choice import Choice, RoleState
 from baton.router.policies.predict import SAME_S, candidates, handover_s, prefill_s, soonest
 from baton.router.policies.request import RoutedRequest
 
@@ -29,15 +29,15 @@ class SloAware:
     def choose(
         self,
         request: RoutedRequest,
-        field: Field,
+        state: RoleState,
         draw: random.Random,
         excluded: Collection[str] = (),
     ) -> Choice | None:
         found = soonest(
-            field,
+            state,
             [
-                (self._predict_s(request, field, id_), id_)
-                for id_ in candidates(request, field, draw, excluded)
+                (self._predict_s(request, state, id_), id_)
+                for id_ in candidates(request, state, draw, excluded)
             ],
         )
         return Choice(found[1], "soonest") if found else None
@@ -45,8 +45,8 @@ class SloAware:
 
 def choose_pair(
     request: RoutedRequest,
-    prefills: Field,
-    decodes: Field,
+    prefills: RoleState,
+    decodes: RoleState,
     draw: random.Random,
     excluded: Collection[str] = (),
 ) -> PairChoice | None:
@@ -69,7 +69,7 @@ def choose_pair(
 
 def _over_links(
     request: RoutedRequest,
-    decodes: Field,
+    decodes: RoleState,
     computed: list[tuple[float, str]],
     taken_over: list[tuple[float, str]],
     best: PairChoice,
@@ -94,7 +94,7 @@ def _over_links(
 
 
 def _ways(
-    request: RoutedRequest, decodes: Field, decode_ids: list[str]
+    request: RoutedRequest, decodes: RoleState, decode_ids: list[str]
 ) -> list[tuple[str, int, float]]:
     """(decode worker, tokens it lacks, fixed cost of a hand-over to it in s)."""
     fixed_s, hits = decodes.speeds.handover_s, decodes.prefixes.num_hits
