@@ -34,6 +34,8 @@ MAX_ASSUMED_NEW_TOKENS = 1024
 SESSION_HEADER = "x-smg-routing-key"
 """As of SGLang's router; then the body's `session_id`, then OpenAI's `user`."""
 
+_GLANCE_BYTES = 64
+
 _SALTS = ("model", "lora_path", "cache_salt", "extra_key")
 _TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 _decode_ids = msgspec.json.Decoder(list[_TokenId]).decode
@@ -54,7 +56,7 @@ def shape_of(
     """`with_prefix` False: nobody will ask for the prompt's beginnings, so they are not named."""
     fields = generation.fields
     prompt, before = _prompt(generation.route, fields)
-    ids = _token_ids(prompt)
+    ids = None if generation.route == CHAT else _token_ids(prompt)
     num_sequences = generation.num_items or 1
     if ids is not None:
         num_prompt_tokens, tokens_per_hash = num_sequences * len(ids), BLOCK_TOKENS
@@ -62,7 +64,7 @@ def shape_of(
     else:
         num_prompt_tokens = (len(prompt) + len(before)) // BYTES_PER_TOKEN
         tokens_per_hash = PIECE_BYTES // BYTES_PER_TOKEN
-        hashes = hashes_of_bytes(before + prompt, _text_salt(fields)) if with_prefix else ()
+        hashes = _hashes_of_text(before, prompt, fields) if with_prefix else ()
     return RoutedRequest(
         num_prompt_tokens=num_prompt_tokens,
         num_new_tokens=num_sequences * _num_new_tokens(fields),
@@ -104,6 +106,12 @@ def hashes_of_bytes(prompt: bytes, salt: bytes = b"") -> tuple[int, ...]:
     return tuple(hashes)
 
 
+def _hashes_of_text(before: bytes, prompt: bytes, fields: Fields) -> tuple[int, ...]:
+    """Of a huge prompt, such as one with images, no more is copied than is named."""
+    beginning = before + prompt[: MAX_HASHES * PIECE_BYTES]
+    return hashes_of_bytes(beginning, _text_salt(fields))
+
+
 def _prompt(route: str, fields: Fields) -> tuple[bytes, bytes]:
     """The prompt's bytes as the client wrote them, and those of what chat templates put first.
     Of a list of prompts the first ones decide."""
@@ -119,7 +127,7 @@ def _token_ids(prompt: bytes) -> list[int] | None:
     if prompt[:1] != b"[":
         return None
     try:
-        is_batch = prompt[1:].lstrip()[:1] == b"["
+        is_batch = prompt[1:_GLANCE_BYTES].lstrip()[:1] == b"["
         return _decode_ids(_decode_prompts(prompt)[0] if is_batch else prompt)
     except (msgspec.DecodeError, RecursionError):
         return None
@@ -167,7 +175,8 @@ def _header(headers: Mapping[str, str], name: str) -> str | None:
 
 
 def _bytes(raw: msgspec.Raw | None) -> bytes:
-    return b"" if raw is None or bytes(raw) == b"null" else bytes(raw)
+    content = b"" if raw is None else bytes(raw)
+    return b"" if content == b"null" else content
 
 
 def _text(raw: msgspec.Raw | None) -> str:
