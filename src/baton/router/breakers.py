@@ -49,6 +49,9 @@ class Breakers:
     def of(self, worker_id: str) -> Breaker:
         return self._breakers[worker_id]
 
+    def find(self, worker_id: str) -> Breaker | None:
+        return self._breakers.get(worker_id)
+
     def admits(self, worker_id: str) -> bool:
         return admits(self._breakers[worker_id])
 

@@ -119,6 +119,7 @@ class Fleet:
     def note_first_byte(self, visit: Visit) -> None:
         """A stream has begun: its prompt is computed, and decode has taken over."""
         now_s = self._clock.now_s()
+        self.placement.note_answering(visit, now_s)
         if visit.role is WorkerRole.DECODE:
             self.placement.note_taken_over(visit, now_s)
         else:

@@ -204,6 +204,13 @@ class Placement:
         self._roster(visit.role).end(visit.worker_id, visit.num_tokens, visit.num_pending)
         self.breakers.report(visit.worker_id, visit.epoch, outcome, now_s)
 
+    def note_answering(self, visit: Visit, now_s: float) -> None:
+        """Its first byte is here. A probe has proved enough with that: others need not wait until
+        a long stream has ended."""
+        breaker = self.breakers.find(visit.worker_id)
+        if breaker is not None and breaker.phase is BreakerPhase.HALF_OPEN:
+            self.breakers.report(visit.worker_id, visit.epoch, Outcome.SUCCESS, now_s)
+
     def note_computed(self, visit: Visit, now_s: float) -> None:
         """Its prompt is computed: a prefill leg was answered, or a unified worker's first token is
         here. At most once."""

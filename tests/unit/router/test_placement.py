@@ -398,3 +398,27 @@ def test_prompts_are_looked_into_only_where_somebody_asks(
     if has_unified:
         place.add(WorkerRole.REGULAR)
     assert place.placement.needs_prefixes == needs
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 0), (0, 0, 1)])
+def test_a_probe_that_streams_lets_others_in_before_it_ends(
+    run: Run, cluster: ClusterMaker, shape: tuple[int, int, int]
+) -> None:
+    async def scenario() -> None:
+        rules = BreakerRules(failure_threshold=1, cool_down_s=1e-9)
+        async with cluster(*shape, breaker=rules) as c:
+            worker, gate = (c.decodes or c.regulars)[0], asyncio.Event()
+            worker.script = Script(status=500, error={"message": "no"})
+            assert (await c.post("/generate", {"text": "a"}))[0] == 500
+            worker.script = Script(gates={2: gate})
+            body = {"text": "a", "stream": True}
+            async with c.session.post(c.url + "/generate", json=body) as probe:
+                await probe.content.readuntil(b"\n\n")
+                worker.script = Script()
+                assert (await c.post("/generate", {"text": "a"}))[0] == 200
+                gate.set()
+                assert (await probe.read()).endswith(b"data: [DONE]\n\n")
+            await c.until_quiet()
+            c.fleet.placement.check_invariants()
+
+    run(scenario)

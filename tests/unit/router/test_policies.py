@@ -16,7 +16,6 @@ from baton.router.policies import (
     RoutedRequest,
     make_policy,
 )
-from baton.router.policies.power_of_two import PowerOfTwo
 from baton.router.policies.prefix_index import MAX_HOLDERS, PrefixIndex
 from baton.router.policies.roster import TOKENS_PER_REQUEST, Roster
 from baton.router.policies.slo_aware import choose_pair
@@ -220,15 +219,21 @@ def test_least_loaded_goes_by_tokens_where_workers_report_no_requests() -> None:
     assert pick(state, PolicyName.LEAST_LOADED) == "w0"
 
 
-def test_two_routers_that_hear_of_each_other_late_do_not_herd_with_power_of_two() -> None:
-    """Between two reports, 200 requests over 10 workers: nobody gets more than twice the mean."""
-    state, draw, policy = make_state(10), random.Random(3), PowerOfTwo()
-    counts: Counter[str] = Counter()
-    for _ in range(200):
-        choice = policy.choose(REQUEST, state, draw)
-        assert choice is not None
-        counts[choice.worker_id] += 1  # the load of these is reported only later
-    assert max(counts.values()) <= 2 * 20
+def test_power_of_two_does_not_herd_on_what_another_router_said_last() -> None:
+    """This router's own requests are left out here, as another router does not see them until the
+    next report: the least loaded gets all of them, of two drawn ones nobody gets
+    much more than two shares."""
+    state = make_state(10)
+    for i in range(10):
+        state.roster.report(f"w{i}", 5 if i else 4, 500)
+    most = {}
+    for name in (PolicyName.LEAST_LOADED, PolicyName.POWER_OF_TWO):
+        draw, policy = random.Random(3), policy_of(name)
+        choices = (policy.choose(REQUEST, state, draw) for _ in range(200))
+        counts = Counter(choice.worker_id for choice in choices if choice)
+        most[name] = max(counts.values())
+    assert most[PolicyName.LEAST_LOADED] == 200
+    assert most[PolicyName.POWER_OF_TWO] <= 2.5 * 20
 
 
 def test_power_of_two_is_far_more_even_than_random() -> None:
