@@ -1,14 +1,15 @@
 """The router's door: a request waits here until fewer than --max-concurrent-requests run.
 
-A thin shell of futures and one timer around the line.
-Invariant: whoever was let in is counted until the block ends, and whoever leaves while waiting, for
+A thin shell of turns and one timer around the line. `enter` needs no task of its own: who waits is
+poked. `turn` is the same for a coroutine.
+Invariant: a turn that has come counts until it is left, and whoever leaves while waiting, for
 whatever reason, leaves no place taken.
 Elsewhere: order, fairness and deadlines, pure (waiting.py).
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from baton.core.clock import Clock
 from baton.router.errors import TurnedAway
@@ -17,63 +18,91 @@ from baton.router.prompt_shape import Standing
 from baton.router.waiting import Refusal, WaitingLine, WaitingRules
 
 
+class Turn:
+    """One request's place, waiting or inside. `leave` must follow, once or more often."""
+
+    __slots__ = ("_has_come", "_leave", "_refusal", "id", "poke")
+
+    def __init__(
+        self,
+        id_: str,
+        poke: Callable[[], None],
+        leave: Callable[["Turn"], None] | None,
+        has_come: bool = False,
+    ) -> None:
+        self.id = id_
+        self.poke = poke
+        self._leave = leave
+        self._has_come = has_come
+        self._refusal: TurnedAway | None = None
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it may go on; raises TurnedAway. Ask again whenever poked."""
+        if self._refusal is not None:
+            raise self._refusal
+        return self._has_come
+
+    def come(self) -> None:
+        self._has_come = True
+        self.poke()
+
+    def refuse(self, refusal: TurnedAway) -> None:
+        self._refusal = refusal
+        self._leave = None
+        self.poke()
+
+    def leave(self) -> None:
+        """The request ended, or does not want to wait any longer."""
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave(self)
+
+
 class Admission:
     def __init__(self, rules: WaitingRules, metrics: RouterMetrics, clock: Clock) -> None:
         self._is_open = rules.max_running is None
         self._line = WaitingLine(rules)
         self._metrics = metrics
         self._clock = clock
-        self._calls: dict[str, asyncio.Future[None]] = {}
+        self._turns: dict[str, Turn] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._num_arrivals = 0
         metrics.watch_line(self._line)
 
-    @contextlib.asynccontextmanager
-    async def turn(self, standing: Standing, num_tokens: int) -> AsyncIterator[None]:
-        """Wait for a turn, and keep it while the block runs; raises TurnedAway."""
+    def enter(self, standing: Standing, num_tokens: int, poke: Callable[[], None]) -> Turn:
+        """A request arrives; `poke` is called when its turn has come, or it must go. Raises
+        TurnedAway if there is no place to wait."""
         if self._is_open:
-            yield
-            return
-        id_ = await self._wait(standing, num_tokens)
-        try:
-            yield
-        finally:
-            self._line.finish(id_)
-            self._let_in()
-
-    async def _wait(self, standing: Standing, num_tokens: int) -> str:
+            return Turn("", poke, None, has_come=True)
         self._num_arrivals += 1
-        id_, arrived_s = str(self._num_arrivals), self._clock.now_s()
+        turn = Turn(str(self._num_arrivals), poke, self._left)
         arrival = self._line.arrive(
-            id_,
+            turn.id,
             tenant=standing.tenant,
             priority=standing.priority,
             num_tokens=num_tokens,
-            now_s=arrived_s,
+            now_s=self._clock.now_s(),
         )
         if arrival.refusal is not None:
             raise self._turned_away(arrival.refusal)
-        call = self._calls[id_] = asyncio.get_running_loop().create_future()
+        self._turns[turn.id] = turn
         if arrival.displaced is not None:
             self._turn_away(*arrival.displaced)
         self._let_in()
-        try:
-            await call
-        except asyncio.CancelledError:
-            self._abandon(id_)
-            raise
-        finally:
-            del self._calls[id_]
-        self._metrics.waiting_seconds.observe(self._clock.now_s() - arrived_s)
-        return id_
+        return turn
 
-    def _abandon(self, id_: str) -> None:
-        """The client left; perhaps in the moment in which it was let in."""
-        call = self._calls[id_]
-        was_called = call.done() and not call.cancelled() and call.exception() is None
-        if not self._line.withdraw(id_) and was_called:
-            self._line.finish(id_)
-        self._let_in()
+    @contextlib.asynccontextmanager
+    async def turn(self, standing: Standing, num_tokens: int) -> AsyncIterator[None]:
+        """Wait for a turn, and keep it while the block runs; raises TurnedAway."""
+        called = asyncio.Event()
+        turn = self.enter(standing, num_tokens, called.set)
+        try:
+            while not turn.has_come:
+                await called.wait()
+            yield
+        finally:
+            turn.leave()
 
     def look_at_clock(self) -> None:
         """Turn away those whose time is up."""
@@ -81,19 +110,21 @@ class Admission:
             self._turn_away(id_, refusal)
         self._set_timer()
 
+    def _left(self, turn: Turn) -> None:
+        del self._turns[turn.id]
+        if not self._line.withdraw(turn.id):
+            self._line.finish(turn.id)
+        self._let_in()
+
     def _let_in(self) -> None:
-        while (ticket := self._line.start_next(self._clock.now_s())) is not None:
-            call = self._calls[ticket.id]
-            if call.done():  # cancelled, and its own task has not run yet
-                self._line.finish(ticket.id, 0)
-            else:
-                call.set_result(None)
+        now_s = self._clock.now_s()
+        while (ticket := self._line.start_next(now_s)) is not None:
+            self._metrics.waiting_seconds.observe(now_s - ticket.arrived_s)
+            self._turns[ticket.id].come()
         self._set_timer()
 
     def _turn_away(self, id_: str, refusal: Refusal) -> None:
-        call = self._calls[id_]
-        if not call.done():
-            call.set_exception(self._turned_away(refusal))
+        self._turns.pop(id_).refuse(self._turned_away(refusal))
 
     def _turned_away(self, refusal: Refusal) -> TurnedAway:
         self._metrics.turned_away.labels(refusal.code).inc()

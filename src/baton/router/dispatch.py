@@ -30,7 +30,7 @@ class Dispatcher:
         """Answer the request when its turn has come; raises RouterFailure."""
         request = shape_of(
             exchange.generation,
-            exchange.headers,
+            exchange.client_headers,
             with_prefix=self._fleet.placement.needs_prefixes,
         )
         standing = standing_of(

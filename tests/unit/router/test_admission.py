@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -210,7 +211,33 @@ def test_a_storm_of_guests_leaves_an_empty_door(run: Run) -> None:
         ways = (type(None), asyncio.CancelledError, TurnedAway)
         assert {type(end) for end in ends} == set(ways)
         line = door.admission._line
-        assert (line.num_waiting, line.num_running, door.admission._calls) == (0, 0, {})
+        assert (line.num_waiting, line.num_running, door.admission._turns) == (0, 0, {})
+
+    run(scenario)
+
+
+def test_who_is_poked_needs_no_task_to_wait(run: Run) -> None:
+    async def scenario() -> None:
+        door, pokes, standing = Door(max_waiting=2), Counter[str](), Standing(tenant="", priority=0)
+        turns = {
+            name: door.admission.enter(standing, 1, lambda name=name: pokes.update([name]))
+            for name in "abc"
+        }
+        assert [turn.has_come for turn in turns.values()] == [True, False, False]
+        turns["b"].leave()
+        turns["a"].leave()
+        turns["a"].leave()
+        assert turns["c"].has_come
+        assert pokes == {"a": 1, "c": 1}
+        late = door.admission.enter(standing, 1, lambda: pokes.update(["late"]))
+        door.clock.advance(61)
+        door.admission.look_at_clock()
+        assert pokes["late"] == 1
+        with pytest.raises(TurnedAway):
+            _ = late.has_come
+        late.leave()
+        turns["c"].leave()
+        assert door.gauge("baton_router_admitted 0.0")
 
     run(scenario)
 
