@@ -30,7 +30,6 @@ from baton.router.http.upstream import header_block
 from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.metrics import RouterMetrics
-from baton.router.rejections import rejection_in
 from baton.router.requests import Generation
 
 REQUEST_ID = "X-Request-ID"
@@ -83,6 +82,7 @@ class Exchange:
         self.generation = generation
         self.request_id = request_id
         self.header_lines = header_block(forwarded_headers(request.headers, request_id))
+        self.client_headers: Mapping[str, str] = request.headers
         self._request = request
         self._wire = wire
         self._metrics = metrics
@@ -155,7 +155,7 @@ class Exchange:
         headers[REQUEST_ID] = self.request_id
         stream = self._stream = self._request.begin_stream(leg.status, headers)
         passing = _Passing(leg, stream, merge)
-        events = passing.whole_events(leg.take_first())
+        events = passing.for_client(leg.take_first())
         if not leg.is_over:
             stream.on_pause, stream.on_resume = leg.pause, leg.resume
             stream.write(events)
@@ -165,14 +165,12 @@ class Exchange:
                 leg.resume()
             while not leg.is_over:
                 await self.changed()
-        if leg.failure is not None or not passing.cutter.is_done:
+        if leg.failure is not None:
             stream.write(events)
-            raise leg.failure or self._wire.failed(
-                LegBroken(leg.worker, "its stream ended without [DONE]")
-            )
+            raise leg.failure
         stream.end(events)
         self.status = leg.status
-        rejection = passing.rejection
+        rejection = leg.rejection
         if rejection is not None:  # the client has read it; the log and the counters have not
             self._wire.failed(rejection)
             self.status, self.reason = rejection.status, rejection.problem.message
@@ -182,25 +180,18 @@ class Exchange:
 class _Passing:
     """A stream on its way from a leg to the client, whole events at a time."""
 
-    __slots__ = ("_leg", "_merge", "_stream", "cutter", "rejection")
+    __slots__ = ("_leg", "_merge", "_stream")
 
     def __init__(self, leg: AnswerLeg, stream: ResponseStream, merge: PromptLogprobs | None):
         self._leg = leg
         self._stream = stream
         self._merge = merge
-        self.cutter = sse.EventCutter()
-        self.rejection: LegRejected | None = None
 
-    def take(self, data: bytes) -> None:
-        self._stream.write(self.whole_events(data))
+    def take(self, events: bytes) -> None:
+        self._stream.write(self.for_client(events))
 
-    def whole_events(self, data: bytes) -> bytes:
-        """What the client gets of it now; a worker whose JSON is odd is hung up on."""
-        events = self.cutter.feed(data)
-        if not events:
-            return b""
-        if self.rejection is None:
-            self.rejection = rejection_in(self._leg.worker, events)
+    def for_client(self, events: bytes) -> bytes:
+        """What the client gets of it; a worker whose JSON is odd is hung up on."""
         if self._merge is None:
             return events
         try:

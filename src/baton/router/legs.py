@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from baton.router import sse
+from baton.router.breaker import outcome_in_stream
 from baton.router.deadlines import Deadlines
 from baton.router.errors import (
     LegBroken,
@@ -23,6 +24,8 @@ from baton.router.errors import (
 )
 from baton.router.http.client import UpstreamPool
 from baton.router.http.upstream import NotConnected, RawHeaders, UpstreamError, request_head
+from baton.router.placement import Visit
+from baton.router.policies import RoutedRequest
 from baton.router.rejections import rejection_in
 from baton.router.workers import Worker
 
@@ -54,7 +57,7 @@ class WholeAnswer(msgspec.Struct, frozen=True):
 
 
 class Ledger(Protocol):
-    """Who keeps count of legs."""
+    """Who keeps count of legs; `leg_began` gives them their `visit`."""
 
     def leg_began(self, leg: "Leg") -> None: ...
     def leg_ended(self, leg: "Leg") -> None: ...
@@ -66,11 +69,17 @@ class Leg:
     that is over without being `is_whole` was aborted, or has a `failure`."""
 
     __slots__ = ("_call", "_pieces", "_raw_headers", "_wire", "failure", "is_over", "is_stream",
-                 "is_whole", "poke", "status", "was_sent", "worker")  # fmt: skip
+                 "is_whole", "poke", "request", "status", "visit", "was_sent",
+                 "worker")  # fmt: skip
 
-    def __init__(self, wire: "Wire", worker: Worker, poke: Callable[[], None]):
+    visit: Visit
+
+    def __init__(
+        self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
+    ):
         self._wire = wire
         self.worker = worker
+        self.request = request
         self.poke = poke
         self.failure: LegFailure | None = None
         self.is_over = False
@@ -148,19 +157,24 @@ class Leg:
 
 class AnswerLeg(Leg):
     """The leg whose answer the client gets. `has_answer`: all of it is in `body`, or it is a
-    stream whose first bytes are here: `take_first`, then `flow_into`."""
+    stream whose first event is here: `take_first`, then `flow_into`; both get whole events.
+    `rejection`: the error that the worker told inside the stream."""
 
-    __slots__ = ("_num_held_bytes", "_take", "body", "has_answer")
+    __slots__ = ("_cutter", "_num_held_bytes", "_take", "body", "has_answer", "rejection")
 
-    def __init__(self, wire: "Wire", worker: Worker, poke: Callable[[], None]):
-        super().__init__(wire, worker, poke)
+    def __init__(
+        self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
+    ):
+        super().__init__(wire, worker, request, poke)
         self.body = b""
         self.has_answer = False
+        self.rejection: LegRejected | None = None
+        self._cutter = sse.EventCutter()
         self._num_held_bytes = 0
         self._take: Callable[[bytes], None] | None = None
 
     def take_first(self) -> bytes:
-        """The stream's bytes so far."""
+        """The stream's events so far."""
         first, self._pieces = b"".join(self._pieces), []
         return first
 
@@ -178,17 +192,33 @@ class AnswerLeg(Leg):
             self._call.resume()
 
     def body_arrived(self, data: bytes) -> None:
-        if self._take is not None:
-            self._take(data)
+        if not self.is_stream:
+            self._pieces.append(data)
             return
-        self._pieces.append(data)
-        if self.is_stream:
-            self._num_held_bytes += len(data)
-            if self._num_held_bytes > MAX_HELD_BYTES:
-                self._call.pause()
-            if not self.has_answer:
-                self.has_answer = True
-                self.poke()
+        events = self._cutter.feed(data)
+        if not events:
+            return
+        if self.rejection is None:
+            self._note_rejection(events)
+        if self._take is not None:
+            self._take(events)
+        else:
+            self._hold(events)
+
+    def _hold(self, events: bytes) -> None:
+        self._pieces.append(events)
+        self._num_held_bytes += len(events)
+        if self._num_held_bytes > MAX_HELD_BYTES:
+            self._call.pause()
+        if not self.has_answer:
+            self.has_answer = True
+            self.poke()
+
+    def _note_rejection(self, events: bytes) -> None:
+        """The client will read it; so must the worker's breaker."""
+        self.rejection = rejection_in(self.worker, events)
+        if self.rejection is not None:
+            self.visit.verdict = outcome_in_stream(self.rejection.status)
 
     def answer_ended(self) -> None:
         if not self.is_stream:
@@ -196,8 +226,9 @@ class AnswerLeg(Leg):
             if body is None:
                 return
             self.body, self.has_answer = body, True
-        elif not self.has_answer:
-            self._fail(LegBroken(self.worker, "its stream ended before it began"))
+        elif not self._cutter.is_done:
+            began = "without [DONE]" if self.has_answer else "before it began"
+            self._fail(LegBroken(self.worker, f"its stream ended {began}"))
             return
         self._complete()
 
@@ -208,8 +239,15 @@ class PrefillLeg(Leg):
 
     __slots__ = ("_cutter", "_keeps_body", "body")
 
-    def __init__(self, wire: "Wire", worker: Worker, poke: Callable[[], None], keeps_body: bool):
-        super().__init__(wire, worker, poke)
+    def __init__(
+        self,
+        wire: "Wire",
+        worker: Worker,
+        request: RoutedRequest,
+        poke: Callable[[], None],
+        keeps_body: bool,
+    ):
+        super().__init__(wire, worker, request, poke)
         self.body = b""
         self._keeps_body = keeps_body
         self._cutter = sse.EventCutter()
@@ -253,16 +291,23 @@ class Wire:
         self._pool = pool
 
     def start_answer(
-        self, worker: Worker, route: str, body: bytes, headers: bytes, poke: Callable[[], None]
+        self,
+        worker: Worker,
+        request: RoutedRequest,
+        route: str,
+        body: bytes,
+        headers: bytes,
+        poke: Callable[[], None],
     ) -> AnswerLeg:
         """Send a request whose answer is for the client; `headers` are whole lines."""
-        leg = AnswerLeg(self, worker, poke)
+        leg = AnswerLeg(self, worker, request, poke)
         leg.begin(self._pool, _post(route, worker, headers, body), body)
         return leg
 
     def start_prefill(
         self,
         worker: Worker,
+        request: RoutedRequest,
         route: str,
         body: bytes,
         headers: bytes,
@@ -270,7 +315,7 @@ class Wire:
         keeps_body: bool,
     ) -> PrefillLeg:
         """Send a request of which only success matters."""
-        leg = PrefillLeg(self, worker, poke, keeps_body)
+        leg = PrefillLeg(self, worker, request, poke, keeps_body)
         leg.begin(self._pool, _post(route, worker, headers, body), body)
         return leg
 

@@ -5,13 +5,15 @@ Elsewhere: what every request counts in (exchange_tally.py); workers' metrics ar
 them directly).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from baton.router.exchange_tally import ExchangeTally
+from baton.router.breaker import BreakerPhase
+from baton.router.exchange_tally import SECONDS, ExchangeTally
+from baton.router.waiting import WaitingLine
 from baton.router.workers import WorkerPool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -19,6 +21,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 class RouterMetrics:
     def __init__(self, pool: WorkerPool):
+        self._pool = pool
         self._registry = registry = CollectorRegistry()
         self.exchanges = ExchangeTally()
         self.leg_failures = Counter(
@@ -32,8 +35,46 @@ class RouterMetrics:
             "Attempts on other workers after a connection was refused.",
             registry=registry,
         )
+        self.choices = Counter(
+            "baton_router_choices",
+            "Workers chosen, by role, policy and the policy's reason.",
+            ["role", "policy", "reason"],
+            registry=registry,
+        )
+        self.placements = Counter(
+            "baton_router_placements",
+            "Requests in a mixed pool that went whole to one worker or were split, and why.",
+            ["placement", "reason"],
+            registry=registry,
+        )
+        self.breaker_moves = Counter(
+            "baton_router_breaker_moves",
+            "Breakers that moved, by role and the phase they moved to.",
+            ["role", "phase"],
+            registry=registry,
+        )
+        self.waiting_seconds = Histogram(
+            "baton_router_waiting_seconds",
+            "How long requests waited for their turn before they were let in.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.turned_away = Counter(
+            "baton_router_turned_away",
+            "Requests refused for want of room, by code (queue_full, queue_timeout).",
+            ["code"],
+            registry=registry,
+        )
         registry.register(_WorkerGauges(pool))
         registry.register(self.exchanges)
+
+    def watch_line(self, line: WaitingLine) -> None:
+        """Show how many requests wait; at most one line."""
+        self._registry.register(_LineGauges(line))
+
+    def watch_breakers(self, phase_of: Callable[[str], BreakerPhase]) -> None:
+        """Show the phase of every worker's breaker; at most once."""
+        self._registry.register(_BreakerGauges(self._pool, phase_of))
 
     def render(self) -> bytes:
         return bytes(generate_latest(self._registry))
@@ -57,3 +98,41 @@ class _WorkerGauges(Collector):
             inflight.add_metric(key, worker.num_in_flight)
         yield healthy
         yield inflight
+
+
+class _LineGauges(Collector):
+    def __init__(self, line: WaitingLine):
+        self._line = line
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        waiting = GaugeMetricFamily(
+            "baton_router_waiting", "Requests that wait for their turn.", labels=["priority"]
+        )
+        for priority, num in self._line.waiting_by_priority().items():
+            waiting.add_metric([str(priority)], num)
+        yield waiting
+        yield GaugeMetricFamily(
+            "baton_router_admitted", "Requests let in and not ended.", self._line.num_running
+        )
+        yield GaugeMetricFamily(
+            "baton_router_expected_wait_seconds",
+            "How long a request that came now would probably wait.",
+            self._line.expected_wait_s,
+        )
+
+
+class _BreakerGauges(Collector):
+    def __init__(self, pool: WorkerPool, phase_of: Callable[[str], BreakerPhase]):
+        self._pool = pool
+        self._phase_of = phase_of
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        phases = GaugeMetricFamily(
+            "baton_router_breaker_phase",
+            "1 for the phase (closed, open, half_open) of a worker's breaker.",
+            labels=["url", "role", "phase"],
+        )
+        for worker in self._pool:
+            phase = self._phase_of(worker.id)
+            phases.add_metric([worker.url, worker.role.value, phase.value], 1.0)
+        yield phases

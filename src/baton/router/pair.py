@@ -20,22 +20,31 @@ from baton.router.http.messages import Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import AnswerLeg, PrefillLeg, Wire
 from baton.router.logprobs import CompletionLogprobs, GenerateLogprobs, PromptLogprobs
+from baton.router.policies import RoutedRequest
 from baton.router.requests import GENERATE
 from baton.router.workers import Worker
 
 
 async def serve_on_pair(
-    exchange: Exchange, prefill: Worker, decode: Worker, fleet: Fleet, wire: Wire
+    exchange: Exchange,
+    request: RoutedRequest,
+    prefill: Worker,
+    decode: Worker,
+    fleet: Fleet,
+    wire: Wire,
 ) -> Response | ResponseStream:
     """One attempt; raises LegFailure. LegRefused means that the client has seen nothing yet."""
     generation, lines, poke = exchange.generation, exchange.header_lines, exchange.poke
     merges = generation.wants_prompt_logprobs
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
-    prefill_leg = wire.start_prefill(prefill, generation.route, body, lines, poke, merges)
-    decode_leg = wire.start_answer(decode, generation.route, body, lines, poke)
+    prefill_leg = wire.start_prefill(prefill, request, generation.route, body, lines, poke, merges)
+    decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)
     try:
         while not _can_answer(prefill_leg, decode_leg, merges):
             await exchange.changed()
+        if decode_leg.is_stream:
+            decode_leg.visit.computed_s = prefill_leg.visit.computed_s
+            fleet.note_first_byte(decode_leg.visit)
         merge = _prompt_logprobs(exchange, wire, prefill_leg) if merges else None
         response = await exchange.deliver(decode_leg, merge)
     except BaseException:
@@ -49,7 +58,7 @@ async def serve_on_pair(
 
 def _can_answer(prefill: PrefillLeg, decode: AnswerLeg, merges: bool) -> bool:
     """Whether the client's answer can begin; raises the failure that makes it impossible."""
-    if decode.failure is not None:
+    if decode.failure is not None and (merges or not decode.has_answer):
         raise _root_cause(prefill.failure, decode.failure)
     if decode.has_answer and prefill.was_sent and not merges:
         return True
