@@ -68,6 +68,8 @@ class Breakers:
         """A request goes there; returns what `report` needs. A worker whose breaker admits nobody
         may still get a request that was chosen before: its result will not count."""
         breaker = self._breakers[worker_id]
+        if breaker.phase is BreakerPhase.CLOSED:
+            return breaker.epoch
         if not admits(breaker):
             return -1
         admitted = after_admission(breaker, now_s)

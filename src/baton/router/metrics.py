@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from baton.router.breaker import BreakerPhase
+from baton.router.choice_tally import ChoiceTally
 from baton.router.exchange_tally import SECONDS, ExchangeTally
 from baton.router.waiting import WaitingLine
 from baton.router.workers import WorkerPool
@@ -35,12 +36,7 @@ class RouterMetrics:
             "Attempts on other workers after a connection was refused.",
             registry=registry,
         )
-        self.choices = Counter(
-            "baton_router_choices",
-            "Workers chosen, by role, policy and the policy's reason.",
-            ["role", "policy", "reason"],
-            registry=registry,
-        )
+        self.choices = ChoiceTally()
         self.placements = Counter(
             "baton_router_placements",
             "Requests in a mixed pool that went whole to one worker or were split, and why.",
@@ -67,6 +63,7 @@ class RouterMetrics:
         )
         registry.register(_WorkerGauges(pool))
         registry.register(self.exchanges)
+        registry.register(self.choices)
 
     def watch_line(self, line: WaitingLine) -> None:
         """Show how many requests wait; at most one line."""

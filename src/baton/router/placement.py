@@ -82,7 +82,12 @@ class Placement:
             config.policy_for(role) not in (PolicyName.RANDOM, PolicyName.ROUND_ROBIN)
             for role in config.roles
         )
+        self._chooses_pairs = all(
+            config.policy_for(role) is PolicyName.SLO_AWARE
+            for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
+        )
         self._splitter = Splitter(config.split)
+        metrics.choices.policy_for = config.policy_for
         self._workers: dict[str, Worker] = {}
         self._pids: dict[str, int] = {}
         self._mentioned: set[str] = set()
@@ -188,22 +193,22 @@ class Placement:
 
     def begin(self, worker: Worker, request: RoutedRequest, now_s: float) -> Visit:
         """A request goes there now; `end` must follow exactly once."""
-        state = self.states[worker.role]
-        num_hits = state.prefixes.num_hits(request.prefix_hashes, worker.id)
-        num_uncached = request.num_uncached(num_hits)
-        num_tokens = num_uncached if worker.role is WorkerRole.PREFILL else request.num_tokens
+        id_, role, hashes = worker.id, worker.role, request.prefix_hashes
+        state, is_known = self.states[role], id_ in self._workers
+        num_uncached = request.num_uncached(state.prefixes.num_hits(hashes, id_) if hashes else 0)
         visit = Visit(
-            worker_id=worker.id,
-            role=worker.role,
-            num_tokens=num_tokens,
-            num_pending=0 if worker.role is WorkerRole.DECODE else num_uncached,
-            num_ahead=num_pending(state, worker.id) if worker.id in self._workers else 0,
-            epoch=self._admit(worker, now_s),
+            worker_id=id_,
+            role=role,
+            num_tokens=num_uncached if role is WorkerRole.PREFILL else request.num_tokens,
+            num_pending=0 if role is WorkerRole.DECODE else num_uncached,
+            num_ahead=num_pending(state, id_) if is_known else 0,
+            epoch=self.breakers.admit(id_, now_s) if is_known else -1,
             began_s=now_s,
         )
-        if worker.id in self._workers:
-            state.roster.begin(worker.id, num_tokens, visit.num_pending)
-            state.prefixes.note(request.prefix_hashes, worker.id)
+        if is_known:
+            state.roster.begin(id_, visit.num_tokens, visit.num_pending)
+            if hashes:
+                state.prefixes.note(hashes, id_)
         return visit
 
     def end(self, visit: Visit, outcome: Outcome, now_s: float) -> None:
@@ -257,7 +262,7 @@ class Placement:
         self, request: RoutedRequest, tried: Collection[str]
     ) -> tuple[Choice, Choice] | None:
         prefills, decodes = self.states[WorkerRole.PREFILL], self.states[WorkerRole.DECODE]
-        if self._is_slo_aware:
+        if self._chooses_pairs:
             found = choose_pair(request, prefills, decodes, self._draw, tried)
             if found is None:
                 return None
@@ -265,11 +270,6 @@ class Placement:
         prefill = self._choose(WorkerRole.PREFILL, request, tried)
         decode = self._choose(WorkerRole.DECODE, request, tried)
         return None if prefill is None or decode is None else (prefill, decode)
-
-    @property
-    def _is_slo_aware(self) -> bool:
-        roles = (WorkerRole.PREFILL, WorkerRole.DECODE)
-        return all(self._config.policy_for(role) == PolicyName.SLO_AWARE for role in roles)
 
     def _whole_cost(self, request: RoutedRequest, choice: Choice | None) -> WholeCost | None:
         if choice is None:
@@ -301,7 +301,7 @@ class Placement:
         )
 
     def _taken(self, choice: Choice, role: WorkerRole) -> Worker:
-        self._metrics.choices.labels(role.value, self._config.policy_for(role), choice.reason).inc()
+        self._metrics.choices.note(role, choice.reason)
         return self._workers[choice.worker_id]
 
     def _taken_pair(self, pair: tuple[Choice, Choice]) -> list[Worker]:
@@ -310,9 +310,6 @@ class Placement:
             self._taken(prefill, WorkerRole.PREFILL),
             self._taken(decode, WorkerRole.DECODE),
         ]
-
-    def _admit(self, worker: Worker, now_s: float) -> int:
-        return self.breakers.admit(worker.id, now_s) if worker.id in self._workers else -1
 
     def _on_admitted(self, worker_id: str, _is_admitted: bool) -> None:
         self._set_usable(self._workers[worker_id])
