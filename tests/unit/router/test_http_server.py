@@ -529,6 +529,31 @@ def test_streams_are_chunked_for_those_who_know_it(run: Run, is_10: bool) -> Non
     run(scenario)
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_an_error_is_not_written_into_a_stream(run: Run, has_begun: bool) -> None:
+    async def scenario() -> None:
+        async def failing(request: Request) -> Response:
+            stream = request.begin_stream(200, {})
+            stream.write(b"one" if has_begun else b"")
+            return Response(500, b"failed")
+
+        async with serving(Asked(failing)) as (_, connect):
+            client = await connect()
+            await client.send(post(b"a"))
+            if not has_begun:
+                status, _, body = await client.answer()
+                assert (status, body) == (500, b"failed")
+                return
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                while piece := await client.reader.read(100):
+                    answer += piece
+            assert answer.endswith(b"\r\n3\r\none\r\n")
+            assert answer.count(b"HTTP/1.1") == 1
+
+    run(scenario)
+
+
 def test_closing_waits_for_what_runs(run: Run) -> None:
     async def scenario() -> None:
         may_answer = asyncio.Event()

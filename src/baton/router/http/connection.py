@@ -302,6 +302,9 @@ class ServerConnection(asyncio.Protocol):
             self._task = None
         if self._transport.is_closing():
             return
+        if isinstance(response, Response) and self._stream is not None and self._stream.has_begun:
+            self._abort()  # a cut stream is understood; an answer inside another one is not
+            return
         keep_alive = request.keep_alive and not self._server.is_closing
         if isinstance(response, Response):
             self.write(

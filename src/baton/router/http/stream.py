@@ -30,6 +30,11 @@ class ResponseStream:
         self.on_resume: Callable[[], None] | None = None
 
     @property
+    def has_begun(self) -> bool:
+        """The client has seen some of it."""
+        return not self._unsent
+
+    @property
     def is_paused(self) -> bool:
         """The client has not taken what it was sent."""
         return self._outlet.is_paused
