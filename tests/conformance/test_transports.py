@@ -1,38 +1,86 @@
-"""Every KV transport passes the one suite of baton.testing.transport_conformance."""
+"""Every KV transport passes one suite; a new backend is one more entry of the registry."""
 
-from collections.abc import Callable
+import functools
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from baton.kvcache.storage import SharedSegment
-from baton.testing.transport_conformance import REMOTE_CHECKS, TRANSPORT_CHECKS, MakeTransport
-from baton.transfer import RoutedTransport, ShmTransport, SimulatedLink, TcpTransport, parse_link
+from baton.testing.faulty import FaultConfig, faulty
+from baton.testing.network_hosts import NetworkHost, two_hosts, why_no_hosts
+from baton.testing.transport_checks.sides import MakeTransport
+from baton.testing.transport_conformance import HOST_CHECKS, REMOTE_CHECKS, TRANSPORT_CHECKS
+from baton.transfer import RoutedTransport, SimulatedLink, parse_link
+from baton.transfer.registry import BACKENDS, open_transport, why_missing
+
+ROUTES = ("a link", "a faulty way")
+ROUTED = tuple(f"{backend} over {route}" for backend in ("shm", "tcp") for route in ROUTES)
 
 
-def over_a_link(make: MakeTransport) -> MakeTransport:
-    """The same behind a simulated link that is good enough to change nothing but time."""
+def maker_of(name: str) -> MakeTransport:
+    """A backend; or one behind a simulated link that changes nothing but time; or behind faults
+    that stay within the contract: writes arrive twice, or late."""
+    backend, _, route = name.partition(" over ")
+    make = functools.partial(open_transport, backend)
 
-    def make_linked(segment: SharedSegment) -> RoutedTransport:
-        return RoutedTransport(make(segment), SimulatedLink(parse_link("10Gbps,1ms")))
+    def make_routed(segment: SharedSegment) -> RoutedTransport:
+        if route == "a link":
+            return RoutedTransport(make(segment), SimulatedLink(parse_link("1000Gbps,1ms")))
+        faults = FaultConfig(seed=1, duplicate=0.3, overtake=0.2, hold_s=0.001)
+        return faulty(make(segment), faults)
 
-    return make_linked
-
-
-BACKENDS: dict[str, MakeTransport] = {
-    "shm": ShmTransport,
-    "tcp": TcpTransport,
-    "shm over a link": over_a_link(ShmTransport),
-    "tcp over a link": over_a_link(TcpTransport),
-}
+    return make_routed if route else make
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@functools.cache
+def reason_against(backend: str) -> str:
+    return why_missing(backend)
+
+
+def skip_if_missing(backend: str) -> None:
+    if reason := reason_against(backend):
+        pytest.skip(reason)
+
+
+@pytest.fixture(params=[*BACKENDS, *ROUTED])
+def name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    skip_if_missing(name.partition(" ")[0])
+    return name
+
+
 @pytest.mark.parametrize("check", TRANSPORT_CHECKS, ids=lambda check: check.__name__)
-def test_in_one_process(check: Callable[[MakeTransport], None], backend: str) -> None:
-    check(BACKENDS[backend])
+def test_in_one_process(check: Callable[[MakeTransport], None], name: str) -> None:
+    check(maker_of(name))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("check", REMOTE_CHECKS, ids=lambda check: check.__name__)
-def test_across_processes(check: Callable[[MakeTransport, str], None], backend: str) -> None:
-    check(BACKENDS[backend], backend.partition(" ")[0])
+def test_across_processes(check: Callable[[MakeTransport, str], None], name: str) -> None:
+    check(maker_of(name), name.partition(" ")[0])
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[NetworkHost, NetworkHost]]:
+    reason = why_no_hosts()
+    if reason is not None:
+        pytest.skip(reason)
+    with two_hosts() as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "shm"])
+@pytest.mark.parametrize("check", HOST_CHECKS, ids=lambda check: check.__name__)
+def test_between_two_hosts(
+    check: Callable[[str, NetworkHost, NetworkHost], None],
+    backend: str,
+    hosts: tuple[NetworkHost, NetworkHost],
+) -> None:
+    skip_if_missing(backend)
+    check(backend, *hosts)
+
+
+@pytest.mark.skipif("CI" not in os.environ, reason="elsewhere the libraries are a choice")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_is_skipped_in_ci(backend: str) -> None:
+    assert reason_against(backend) == ""

@@ -1,4 +1,5 @@
-"""Prefill on one host, decode on another: KV over TCP, the same tokens, and a cable that is cut.
+"""Prefill on one host, decode on another: KV over TCP or a transfer library, the same tokens, and a
+cable that is cut.
 
 The hosts are network namespaces. The test itself stands on the first one, where the router and
 the prefill worker are, and with them what two hosts are compared with: a unified worker, and
@@ -16,6 +17,7 @@ import pytest
 
 from baton.testing.network_hosts import NetworkHost, two_hosts, why_no_hosts
 from baton.testing.processes import EventStream, Server, router, running, wait_until, worker
+from baton.transfer.registry import why_missing
 
 NUM_NEW = 16
 LENGTHS = (1, 2, 15, 16, 17, 40, 100, 257, 500, 1000, 1500, 2000)
@@ -50,10 +52,7 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with two_hosts() as (here, there), here.entered():
 
         def on(host: NetworkHost, role: str, *options: str, bind: str = "") -> Server:
-            options = (*options, "--max-total-tokens=16384", "--kernel-backend=torch")
-            server = worker(role, tiny_model, folder, *options, host=bind or host.address)
-            server.prefix, server.host = host.prefix, host.address
-            return server
+            return worker_on(host, role, tiny_model, folder, *options, bind=bind)
 
         # Small chunks through the slow reference ops, so that there is time to cut the cable while
         # a prompt is read.
@@ -70,6 +69,15 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             front.prefix = here.prefix
         with running(prefill, unified, *decodes, *fronts):
             yield Cluster(here, there, prefill, decodes[0], unified, *fronts)
+
+
+def worker_on(
+    host: NetworkHost, role: str, model: Path, folder: Path, *options: str, bind: str = ""
+) -> Server:
+    options = (*options, "--max-total-tokens=16384", "--kernel-backend=torch")
+    server = worker(role, model, folder, *options, host=bind or host.address)
+    server.prefix, server.host = host.prefix, host.address
+    return server
 
 
 def prompt_of(length: int, start: int = 0) -> list[int]:
@@ -157,3 +165,31 @@ def test_a_cut_cable_ends_the_request_and_nothing_else(cluster: Cluster) -> None
     assert ids_from(cluster.apart, short) == expected
     for server in (cluster.prefill, cluster.decode_apart):
         wait_until(lambda server=server: server.num_blocks_in_use() == 0, f"{server.name} at rest")
+
+
+@pytest.mark.parametrize("backend", ["mooncake", "nixl"])
+def test_a_transfer_library_carries_the_kv(
+    cluster: Cluster, backend: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The same tokens as the unified worker's, by way of the cable, and no block left in use."""
+    if reason := why_missing(backend):
+        pytest.skip(reason)
+    option = f"--disaggregation-transfer-backend={backend}"
+    prefill = worker_on(cluster.here, "prefill", tiny_model, tmp_path, option)
+    decode = worker_on(cluster.there, "decode", tiny_model, tmp_path, option)
+    for server in (prefill, decode):
+        # Both are on one kernel, where UCX would otherwise copy from process to process.
+        server.environ["UCX_TLS"] = "tcp"
+    front = router([prefill, decode], tmp_path)
+    front.prefix = cluster.here.prefix
+    prompts = [prompt_of(length, start=length) for length in LENGTHS]
+    expected = ids_from(cluster.unified, prompts)
+    with cluster.here.entered(), running(prefill, decode, front):
+        before = cluster.here.sent_bytes(cluster.here.interface)
+        assert ids_from(front, prompts) == expected
+        kv = transferred_bytes(prefill)
+        assert kv > LEAST_KV_BYTES
+        assert cluster.here.sent_bytes(cluster.here.interface) - before > kv
+        for server in (prefill, decode):
+            wait_until(lambda server=server: server.num_blocks_in_use() == 0, "at rest")
+            assert server.stop() == 0

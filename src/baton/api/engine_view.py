@@ -29,4 +29,14 @@ def snapshot(engine: EngineClient) -> EngineSnapshot:
         total_verified_blocks=stats.total_verified_blocks,
         total_damaged_blocks=stats.total_damaged_blocks,
         total_finished=stats.total_finished,
+        total_refused=stats.total_refused,
+        handover_failures=stats.handover.total_failures,
+        handover_stages={
+            stage: (spent.count, spent.seconds)
+            for stage, spent in stats.handover.total_stages.items()
+        },
+        handover_overdue=stats.handover.total_overdue,
+        num_draining=stats.handover.num_draining,
+        num_quarantined_blocks=stats.handover.num_quarantined_blocks,
+        oldest_quarantine_s=stats.handover.oldest_quarantine_s,
     )

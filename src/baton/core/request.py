@@ -41,13 +41,14 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     """The one terminal event of a request.
 
     `matched_token` is the stop token that ended it (STOP only). `message` and `status` (an HTTP
-    status) say why for ABORT and ERROR.
+    status) say why for ABORT and ERROR. `stage`: of the hand-over that failed, "" otherwise.
     """
 
     reason: FinishReason
     matched_token: int | None = None
     message: str = ""
     status: int = 200
+    stage: str = ""
 
 
 class Handover(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,11 +2,14 @@
 
 A prefill worker runs the server (default port 8998) and registers every rank of its engine; a
 decode worker asks it, per request, for the rank that will serve it.
+With a cluster secret, what changes state wants `Authorization: Bearer` and `registration_key`: not
+the secret itself, which must not travel. Questions stay open, as SGLang's workers ask them.
 Invariant: an address is handed out only when all ranks that the registrations speak of are there.
 Elsewhere: what the engines then say to each other (messages/handover.py).
 """
 
 import asyncio
+import hmac
 from collections import OrderedDict
 from typing import Annotated, Any, Final, TypeVar
 
@@ -28,6 +31,11 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Room = Annotated[int, msgspec.Meta(ge=0)]
 
 T = TypeVar("T")
+
+
+def registration_key(secret: str) -> str:
+    """What proves to a bootstrap server that its caller knows the cluster's secret."""
+    return hmac.digest(secret.encode(), b"baton bootstrap registration", "sha256").hex()
 
 
 class PrefillRank(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +102,8 @@ class RoomsQuery(msgspec.Struct, frozen=True, kw_only=True):
 class BootstrapServer:
     """Registrations of one prefill worker, served over HTTP."""
 
-    def __init__(self, *, prefill_http_port: int):
+    def __init__(self, *, prefill_http_port: int, secret: str = ""):
+        self._key = registration_key(secret) if secret else ""
         self._prefill_http_port = prefill_http_port
         self._ranks: dict[tuple[int, int, int, int], PrefillRank] = {}
         self._dp_rank_of_room: OrderedDict[int, int] = OrderedDict()
@@ -146,6 +155,7 @@ class BootstrapServer:
         return web.Response(text="OK")
 
     async def _put_route(self, request: web.Request) -> web.Response:
+        self._require_key(request)
         rank = await _read(request, PrefillRank)
         try:
             self.register(rank)
@@ -171,6 +181,7 @@ class BootstrapServer:
         return web.json_response({"rank_ip": rank.rank_ip, "rank_port": rank.rank_port})
 
     async def _register_dp_rank(self, request: web.Request) -> web.Response:
+        self._require_key(request)
         entry = await _read(request, DpRankOfRoom)
         self._dp_rank_of_room[entry.bootstrap_room] = entry.dp_rank
         self._dp_rank_of_room.move_to_end(entry.bootstrap_room)
@@ -182,6 +193,13 @@ class BootstrapServer:
         rooms = (await _read(request, RoomsQuery)).bootstrap_rooms
         known = self._dp_rank_of_room
         return web.json_response({str(room): known[room] for room in rooms if room in known})
+
+    def _require_key(self, request: web.Request) -> None:
+        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
+        if self._key and not hmac.compare_digest(given, f"Bearer {self._key}".encode()):
+            raise web.HTTPUnauthorized(
+                text="this changes the cluster: send the key of its secret as a bearer token"
+            )
 
     def _topology(self) -> dict[str, Any]:
         first = next(iter(self._ranks.values()))

@@ -1,4 +1,5 @@
-"""Deadlines of the hand-over. The variables are SGLang's and mean the same."""
+"""Deadlines of the hand-over. Variables that SGLang has are its own and mean the same; the others
+begin with BATON_. Which stage each one limits: stage.py."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from dataclasses import dataclass
 from baton.core.errors import ConfigError
 
 _PREFIX = "SGLANG_DISAGGREGATION_"
+_OWN_PREFIX = "BATON_DISAGGREGATION_"
 
 
 @dataclass(frozen=True)
@@ -13,12 +15,18 @@ class DisaggConfig:
     """`bootstrap_timeout_s`: prefill waits for decode's blocks. `waiting_timeout_s`: decode waits,
     first for room in its pool, then for the KV. A silent peer is given up after
     `heartbeat_interval_s * heartbeat_max_failure` seconds; the defaults are Baton's own, so that a
-    hung peer is noticed in 3 s rather than SGLang's 10."""
+    hung peer is noticed in 3 s rather than SGLang's 10. `connect_timeout_s`: prefill connects to
+    decode's KV pool. `stall_timeout_s`: how long a peer may take no byte of its writes.
+    `release_warning_s`: blocks of a failed hand-over that wait longer for their release are said
+    and counted; only the peer's word or end frees them."""
 
     bootstrap_timeout_s: float = 300.0
     waiting_timeout_s: float = 300.0
     heartbeat_interval_s: float = 1.0
     heartbeat_max_failure: int = 3
+    connect_timeout_s: float = 5.0
+    stall_timeout_s: float = 10.0
+    release_warning_s: float = 30.0
 
     @staticmethod
     def from_environ(environ: Mapping[str, str]) -> "DisaggConfig":
@@ -35,11 +43,20 @@ class DisaggConfig:
             heartbeat_max_failure=_count(
                 environ, "HEARTBEAT_MAX_FAILURE", defaults.heartbeat_max_failure
             ),
+            connect_timeout_s=_seconds(
+                environ, "CONNECT_TIMEOUT", defaults.connect_timeout_s, _OWN_PREFIX
+            ),
+            stall_timeout_s=_seconds(
+                environ, "STALL_TIMEOUT", defaults.stall_timeout_s, _OWN_PREFIX
+            ),
+            release_warning_s=_seconds(
+                environ, "RELEASE_WARNING", defaults.release_warning_s, _OWN_PREFIX
+            ),
         )
 
 
-def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
-    text = environ.get(_PREFIX + name)
+def _seconds(environ: Mapping[str, str], name: str, default: float, prefix: str = _PREFIX) -> float:
+    text = environ.get(prefix + name)
     if text is None:
         return default
     try:
@@ -47,7 +64,7 @@ def _seconds(environ: Mapping[str, str], name: str, default: float) -> float:
     except ValueError:
         value = 0.0
     if not 0.0 < value < float("inf"):
-        raise ConfigError(f"{_PREFIX}{name}={text!r} is not a positive number; try {default:g}")
+        raise ConfigError(f"{prefix}{name}={text!r} is not a positive number; try {default:g}")
     return value
 
 

@@ -1,7 +1,7 @@
 """The decode side of the hand-over: reserve blocks, let prefill fill them, run on from there.
 
-    QUEUED ─> RESERVED ─> (adopted by the scheduler)
-       └──────────┴─────> (ended); after RESERVED the blocks go into quarantine
+    QUEUED_FOR_BLOCKS ─> AWAITING_KV ─> (adopted by the scheduler)
+            └─────────────────┴───────> (ended); after AWAITING_KV the blocks go into quarantine
 
 Invariant: blocks that a prefill worker may still write to are nobody else's. After a hand-over
 fails they stay in quarantine until the prefill engine says that nothing is pending (KvReleased,
@@ -10,23 +10,26 @@ closed windows or has seen the writer's process go.
 Elsewhere: the other side (prefill.py), copying (transfer/), messages (messages/handover.py).
 """
 
-import enum
 import itertools
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import assert_never
 
+import msgspec
+
 from baton.core.clock import Clock
 from baton.core.request import EngineRequest, Finish
 from baton.disagg.config import DisaggConfig
 from baton.disagg.role import UnifiedRole, aborted, failed
+from baton.disagg.stage import HandoverStage, HandoverTally, at_stage
 from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence
 from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_hash import prompt_digest
 from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
+from baton.messages.engine import HandoverStats
 from baton.messages.handover import (
     HandoverMessage,
     KvCancel,
@@ -41,20 +44,17 @@ from baton.transfer.protocol import KvTransport
 log = event_log("disagg")
 
 
-class LegState(enum.Enum):
-    QUEUED = "queued for KV blocks"
-    RESERVED = "waiting for KV"
-
-
 @dataclass
 class _Leg:
     sequence: Sequence
     peer_address: str
     room: int
     sample_index: int
-    deadline_s: float
+    since_s: float
+    """When it came to its state."""
+    generation: int
     transfer_id: str
-    state: LegState = LegState.QUEUED
+    state: HandoverStage = HandoverStage.QUEUED_FOR_BLOCKS
     num_reserved_blocks: int = 0
 
     @property
@@ -65,10 +65,15 @@ class _Leg:
 @dataclass
 class _Quarantine:
     """Blocks of a failed hand-over, held under `holder` until no write can arrive. `writer_ids`:
-    the names of a lost peer's transports; without a hello from it there are none."""
+    the names of a lost peer's transports; without a hello from it there are none. `engine_id`: the
+    life of the peer that holds the lease; another one at its address knows nothing of it."""
 
     holder: str
     peer_address: str
+    generation: int
+    since_s: float
+    engine_id: str | None = None
+    is_overdue: bool = False
     is_peer_lost: bool = False
     writer_ids: frozenset[str] = frozenset()
 
@@ -103,11 +108,22 @@ class DecodeRole:
         self._legs: dict[str, _Leg] = {}  # by transfer id, in order of arrival
         self._quarantines: dict[str, _Quarantine] = {}  # by transfer id
         self._writer_ids: dict[str, frozenset[str]] = {}  # of each connected engine, by its key
-        self._transfer_numbers = itertools.count()
+        self._engine_ids: dict[str, str] = {}  # of each connected engine, by its key
+        self._generations = itertools.count(1)
+        self._tally = HandoverTally()
 
     @property
     def num_handovers(self) -> int:
         return len(self._legs)
+
+    def handover_stats(self) -> HandoverStats:
+        held = self._quarantines.values()
+        now_s = self._clock.now_s()
+        return msgspec.structs.replace(
+            self._tally.stats(),
+            num_quarantined_blocks=sum(len(self._core.pool.held_by(q.holder)) for q in held),
+            oldest_quarantine_s=max((now_s - q.since_s for q in held), default=0.0),
+        )
 
     def transfers(self) -> dict[str, str]:
         """Who holds the blocks in the ledger, by transfer id, of hand-overs under way."""
@@ -126,9 +142,10 @@ class DecodeRole:
         sequence = self._core.accept(request)
         if sequence is None:
             return
-        transfer_id = f"{self._engine_id}-{next(self._transfer_numbers)}"
-        deadline_s = self._clock.now_s() + self._config.waiting_timeout_s
-        self._legs[transfer_id] = _Leg(sequence, *pair, deadline_s, transfer_id)
+        generation = next(self._generations)
+        transfer_id = f"{self._engine_id}-{generation}"
+        leg = _Leg(sequence, *pair, self._clock.now_s(), generation, transfer_id)
+        self._legs[transfer_id] = leg
         self._reserve_in_order()
 
     def abort(self, request_id: str, reason: str) -> None:
@@ -143,6 +160,7 @@ class DecodeRole:
             case PeerConnected(key=key, hello=hello):
                 log.info("prefill engine connected", peer=key, engine_id=hello.engine_id)
                 self._writer_ids[key] = frozenset(hello.writer_ids)
+                self._engine_ids[key] = hello.engine_id
                 self._ask_again(key)
             case PeerMessage(key=key, message=message):
                 self._on_message(key, message)
@@ -151,19 +169,21 @@ class DecodeRole:
 
     def tick(self, now_s: float) -> None:
         for leg in list(self._legs.values()):
-            if now_s >= leg.deadline_s:
+            if now_s >= leg.since_s + self._config.waiting_timeout_s:
                 self._cancel(leg, failed(self._late(leg), 504))
         for transfer_id, quarantine in list(self._quarantines.items()):
             if self._cannot_be_written(quarantine):
                 self._release(transfer_id)
+            elif now_s >= quarantine.since_s + self._config.release_warning_s:
+                self._say_overdue(transfer_id, quarantine, now_s)
         self._reserve_in_order()
 
     def _reserve_in_order(self) -> None:
         """Give blocks to queued legs, oldest first; one that finds no room holds up the rest, so
         that a long prompt is not passed by for ever."""
-        num_reserved = sum(leg.state is LegState.RESERVED for leg in self._legs.values())
+        num_reserved = sum(leg.state is HandoverStage.AWAITING_KV for leg in self._legs.values())
         for leg in list(self._legs.values()):
-            if leg.state is LegState.QUEUED:
+            if leg.state is HandoverStage.QUEUED_FOR_BLOCKS:
                 if not self._reserve(leg, num_reserved):
                     return
                 num_reserved += 1
@@ -181,13 +201,16 @@ class DecodeRole:
             pool.release(sequence.holder)
             return False
         sequence.block_ids = [*hits, *blocks]
-        leg.state, leg.num_reserved_blocks = LegState.RESERVED, num_new
-        leg.deadline_s = self._clock.now_s() + self._config.waiting_timeout_s
+        now_s = self._clock.now_s()
+        self._tally.left(leg.state, now_s - leg.since_s)
+        leg.state, leg.since_s = HandoverStage.AWAITING_KV, now_s
+        leg.num_reserved_blocks = num_new
         self._open_windows(leg.transfer_id, blocks)
         self._send(
             leg.peer_address,
             KvReserved(
                 transfer_id=leg.transfer_id,
+                generation=leg.generation,
                 room=leg.room,
                 sample_index=leg.sample_index,
                 layout_hash=self._layout.layout_hash,
@@ -217,14 +240,22 @@ class DecodeRole:
                 self._send(key, KvReleased(transfer_id=transfer_id))
             case KvDelivered() | KvFailed() | KvReleased():
                 # Only who may write to the blocks can say that it does not any more.
-                if self._writer_of(transfer_id) == key:
+                if self._is_of_writer(transfer_id, key):
                     self._on_answer(message)
             case _:
                 assert_never(message)
 
-    def _writer_of(self, transfer_id: str) -> str | None:
-        transfer = self._legs.get(transfer_id) or self._quarantines.get(transfer_id)
-        return transfer.peer_address if transfer is not None else None
+    def _is_of_writer(self, transfer_id: str, key: str) -> bool:
+        """Does this connection lead to the engine that holds the lease, in the same life?"""
+        leg, quarantine = self._legs.get(transfer_id), self._quarantines.get(transfer_id)
+        if quarantine is not None and quarantine.is_peer_lost:
+            return quarantine.peer_address == key and self._is_same_life(quarantine)
+        transfer = leg or quarantine
+        return transfer is not None and transfer.peer_address == key
+
+    def _is_same_life(self, quarantine: _Quarantine) -> bool:
+        engine_id = self._engine_ids.get(quarantine.peer_address)
+        return engine_id is not None and engine_id == quarantine.engine_id
 
     def _on_answer(self, message: KvDelivered | KvFailed | KvReleased) -> None:
         match message:
@@ -234,7 +265,8 @@ class DecodeRole:
                 leg = self._legs.pop(transfer_id, None)
                 if leg is not None:
                     self._close_windows(transfer_id)
-                    self._core.end(leg.sequence, failed(reason, status))
+                    finish = msgspec.structs.replace(failed(reason, status), stage=message.stage)
+                    self._core.end(leg.sequence, self._ended(leg, finish))
                 self._release(transfer_id)
             case KvReleased(transfer_id=transfer_id):
                 self._release(transfer_id)
@@ -243,7 +275,7 @@ class DecodeRole:
 
     def _on_delivered(self, message: KvDelivered) -> None:
         leg = self._legs.get(message.transfer_id)
-        if leg is None or leg.state is not LegState.RESERVED:
+        if leg is None or leg.state is not HandoverStage.AWAITING_KV:
             # It crossed with our cancel: all is written, so nothing more can arrive.
             self._release(message.transfer_id)
             return
@@ -259,6 +291,7 @@ class DecodeRole:
             self._cancel(leg, failed(damage, 503))
             return
         del self._legs[leg.transfer_id]
+        self._tally.left(leg.state, self._clock.now_s() - leg.since_s)
         leg.sequence.num_cached_tokens = message.num_cached_tokens
         self._core.adopt(leg.sequence, message.token_id, message.logprob)
 
@@ -297,40 +330,61 @@ class DecodeRole:
 
     def _cancel(self, leg: _Leg, finish: Finish) -> None:
         """End a leg from this side."""
-        if leg.state is LegState.RESERVED:
-            reason = finish.message or "cancelled"
-            self._send(leg.peer_address, KvCancel(transfer_id=leg.transfer_id, reason=reason))
+        if leg.state is HandoverStage.AWAITING_KV:
+            self._send_cancel(leg.peer_address, leg.transfer_id, leg.generation, finish.message)
         self._end(leg, finish)
 
     def _end(self, leg: _Leg, finish: Finish) -> None:
         """End a leg; blocks that may still be written to go into quarantine."""
         del self._legs[leg.transfer_id]
-        if leg.state is LegState.RESERVED:
+        if leg.state is HandoverStage.AWAITING_KV:
             self._close_windows(leg.transfer_id)
             holder = f"quarantine:{leg.transfer_id}"
             self._core.pool.rename(leg.sequence.holder, holder)
-            self._quarantines[leg.transfer_id] = _Quarantine(holder, leg.peer_address)
-        self._core.end(leg.sequence, finish)
+            self._quarantines[leg.transfer_id] = _Quarantine(
+                holder,
+                leg.peer_address,
+                leg.generation,
+                self._clock.now_s(),
+                engine_id=self._engine_ids.get(leg.peer_address),
+            )
+        self._core.end(leg.sequence, self._ended(leg, finish))
+
+    def _ended(self, leg: _Leg, finish: Finish) -> Finish:
+        """Count the end of a leg that is not adopted; says where it was."""
+        seconds = self._clock.now_s() - leg.since_s
+        finish = at_stage(finish, leg.state, f"prefill worker {leg.peer_address}", seconds)
+        self._tally.left(leg.state, seconds)
+        self._tally.failed(leg.state, finish)
+        return finish
+
+    def _send_cancel(self, key: str, transfer_id: str, generation: int, reason: str) -> None:
+        reason = reason or "cancelled"
+        cancel = KvCancel(transfer_id=transfer_id, reason=reason, generation=generation)
+        self._send(key, cancel)
 
     def _on_peer_lost(self, key: str, reason: str) -> None:
         log.info("prefill engine lost", peer=key, reason=reason)
         self._acknowledge_loss(key)
         for leg in list(self._legs.values()):
             if leg.peer_address == key:
-                message = f"the prefill worker at {key} is gone ({reason}) while {leg.state.value}"
+                message = f"the prefill worker at {key} is gone ({reason})"
                 self._end(leg, failed(message, 503))
         writer_ids = self._writer_ids.pop(key, frozenset())
+        engine_id = self._engine_ids.pop(key, None)
         for quarantine in self._quarantines.values():
             if quarantine.peer_address == key:
                 quarantine.is_peer_lost = True
                 quarantine.writer_ids |= writer_ids
+                quarantine.engine_id = quarantine.engine_id or engine_id
 
     def _ask_again(self, key: str) -> None:
         """A lost prefill engine is back (it was hung or cut off): have it confirm what it could not
         confirm before. It answers KvReleased for transfers that it does not know, too."""
         for transfer_id, quarantine in self._quarantines.items():
-            if quarantine.peer_address == key and quarantine.is_peer_lost:
-                self._send(key, KvCancel(transfer_id=transfer_id, reason="connection lost"))
+            is_lost = quarantine.peer_address == key and quarantine.is_peer_lost
+            if is_lost and self._is_same_life(quarantine):
+                self._send_cancel(key, transfer_id, quarantine.generation, "connection lost")
 
     def _cannot_be_written(self, quarantine: _Quarantine) -> bool:
         if not quarantine.is_peer_lost:
@@ -343,7 +397,23 @@ class DecodeRole:
     def _release(self, transfer_id: str) -> None:
         quarantine = self._quarantines.pop(transfer_id, None)
         if quarantine is not None:
+            seconds = self._clock.now_s() - quarantine.since_s
+            self._tally.left(HandoverStage.QUARANTINED, seconds)
             self._core.pool.release(quarantine.holder)
+
+    def _say_overdue(self, transfer_id: str, quarantine: _Quarantine, now_s: float) -> None:
+        if quarantine.is_overdue:
+            return
+        quarantine.is_overdue = True
+        self._tally.overdue(HandoverStage.QUARANTINED)
+        log.warning(
+            "blocks stay in quarantine until the prefill worker answers or ends",
+            stage=HandoverStage.QUARANTINED.value,
+            peer=quarantine.peer_address,
+            transfer_id=transfer_id,
+            seconds=round(now_s - quarantine.since_s, 1),
+            limit="BATON_DISAGGREGATION_RELEASE_WARNING",
+        )
 
     def _close_windows(self, transfer_id: str) -> None:
         for transport in self._transports:
@@ -351,6 +421,6 @@ class DecodeRole:
 
     def _late(self, leg: _Leg) -> str:
         return (
-            f"timed out after {self._config.waiting_timeout_s:g} s {leg.state.value} "
-            f"(SGLANG_DISAGGREGATION_WAITING_TIMEOUT), prefill worker {leg.peer_address}"
+            f"timed out after {self._config.waiting_timeout_s:g} s in {leg.state} "
+            f"(SGLANG_DISAGGREGATION_WAITING_TIMEOUT)"
         )

@@ -14,7 +14,7 @@ from baton.core.clock import Clock
 from baton.disagg.role import EngineRole
 from baton.engine.core import EngineCore
 from baton.ipc.engine_socket import EngineSocket
-from baton.ipc.peer_link import PeerEvent
+from baton.ipc.peer_link import PeerEvent, PeerLink
 from baton.messages.engine import (
     Abort,
     EngineStats,
@@ -25,7 +25,7 @@ from baton.messages.engine import (
     Submit,
     ToEngine,
 )
-from baton.transfer.protocol import KvTransport
+from baton.transfer.protocol import KvTransport, TransportStats
 
 _IDLE_WAIT_S = 0.2
 """Longest sleep: how late a deadline may be noticed."""
@@ -44,6 +44,7 @@ class EngineLoop:
         events: deque[PeerEvent],
         transports: Sequence[KvTransport],
         clock: Clock,
+        link: PeerLink | None = None,
     ):
         self._core = core
         self._role = role
@@ -51,6 +52,7 @@ class EngineLoop:
         self._events = events
         self._transports = transports
         self._clock = clock
+        self._link = link
         self._stats_due_s = 0.0
         self._was_busy = True
         self._is_running = True
@@ -103,6 +105,8 @@ class EngineLoop:
             total_verified_blocks=counters.verified_blocks,
             total_damaged_blocks=counters.damaged_blocks,
             total_finished=dict(counters.finished),
+            total_refused=_refused(self._link, totals),
+            handover=self._role.handover_stats(),
         )
 
     def _on_message(self, message: ToEngine) -> None:
@@ -126,3 +130,15 @@ class EngineLoop:
         self._was_busy = busy
         self._stats_due_s = now_s + (_BUSY_STATS_S if busy else _IDLE_STATS_S)
         self._api.send(self.stats())
+
+
+def _refused(link: PeerLink | None, totals: Sequence[TransportStats]) -> dict[str, dict[str, int]]:
+    """Nothing where nobody can connect."""
+    if link is None:
+        return {}
+    num_strangers = sum(total.num_strangers for total in totals)
+    num_bad = sum(total.num_bad_connections for total in totals)
+    return {
+        "control": {"malformed": link.num_bad_connections, "secret": link.num_wrong_secrets},
+        "kv": {"malformed": num_bad - num_strangers, "secret": num_strangers},
+    }

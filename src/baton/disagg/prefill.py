@@ -1,25 +1,27 @@
 """The prefill side of the hand-over: compute a prompt, write its KV into the decode engine's pool.
 
 A leg starts to compute only when decode has reserved blocks for it, so no work is done that nobody
-can take. Finished blocks are written while the next chunk computes. Life of a leg:
-
-    AWAITING_RESERVATION ─> COMPUTING ─> WRITING ─> (delivered)
-              └──────────────────┴──────────┴─────> DRAINING ─> (failed)
+can take. Finished blocks are written while the next chunk computes. A peer that takes no byte of
+its writes for too long is stuck, whatever its heartbeats say, and its legs fail.
 
 Invariant: the blocks of a leg are released, and the decode side is told that it is over, only when
 no write of that leg is pending any more.
-Elsewhere: the other side (decode.py), copying (transfer/), messages (messages/handover.py).
+Elsewhere: the life of a leg (prefill_leg.py), reservations without one (reservations.py), the
+other side (decode.py), copying (transfer/), messages (messages/handover.py).
 """
 
-import enum
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from baton.core.clock import Clock
 from baton.core.request import EngineRequest, Finish
 from baton.disagg.config import DisaggConfig
+from baton.disagg.prefill_leg import Pair, PrefillLeg, Reservation
+from baton.disagg.reservations import WaitingReservations
 from baton.disagg.role import UnifiedRole, aborted, failed
+from baton.disagg.stage import HandoverStage, HandoverTally, at_stage
+from baton.disagg.stall import StallWatch
 from baton.disagg.writers import Writers
 from baton.engine.core import EngineCore
 from baton.engine.sequence import Sequence, SequenceState
@@ -27,11 +29,11 @@ from baton.ipc.peer_link import PeerConnected, PeerEvent, PeerLost, PeerMessage
 from baton.kvcache.block_hash import prompt_digest
 from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
+from baton.messages.engine import HandoverStats
 from baton.messages.handover import (
     HandoverMessage,
     KvCancel,
     KvDelivered,
-    KvFailed,
     KvReleased,
     KvReserved,
 )
@@ -39,73 +41,6 @@ from baton.obs.logs import event_log
 from baton.transfer.protocol import Copy, Peer, Ticket, TicketState, merge_adjacent
 
 log = event_log("disagg")
-
-_MAX_PARKED = 8192
-"""Reservations that may wait for their request; more than decode workers ever have under way."""
-_REMEMBER_S = 10.0
-"""How much later than its request's end a reservation may come and still be told why."""
-
-Pair = tuple[int, int]  # (bootstrap_room, sample_index): what both legs of a request share
-
-
-class LegState(enum.Enum):
-    AWAITING_RESERVATION = "awaiting reservation"
-    COMPUTING = "computing"
-    WRITING = "writing"
-    DRAINING = "draining"
-
-
-_LEGAL = {
-    LegState.AWAITING_RESERVATION: {LegState.COMPUTING},
-    LegState.COMPUTING: {LegState.WRITING, LegState.DRAINING},
-    LegState.WRITING: {LegState.DRAINING},
-    LegState.DRAINING: set(),
-}
-
-
-@dataclass
-class _Reservation:
-    """Decode's blocks for one prompt, and who to answer."""
-
-    message: KvReserved
-    peer_key: str
-    deadline_s: float
-
-
-@dataclass
-class _Leg:
-    pair: Pair
-    sequence: Sequence
-    deadline_s: float
-    state: LegState = LegState.AWAITING_RESERVATION
-    reservation: _Reservation | None = None
-    num_posted_blocks: int = 0
-    tickets: list[Ticket] = field(default_factory=list)
-    checksums: list[int] = field(default_factory=list)
-    """Of the blocks posted so far, if decode wants them."""
-    last_word: tuple[str, HandoverMessage] | None = None
-    """Whom to tell, and what, when no write is pending any more."""
-
-    def move_to(self, state: LegState) -> None:
-        assert state in _LEGAL[self.state], f"{self.sequence.request_id}: {self.state} -> {state}"
-        self.state = state
-
-    @property
-    def transfer_id(self) -> str | None:
-        """None before decode has reserved."""
-        return self.reservation.message.transfer_id if self.reservation is not None else None
-
-    @property
-    def has_pending_writes(self) -> bool:
-        return any(ticket.state is TicketState.PENDING for ticket in self.tickets)
-
-
-@dataclass(frozen=True)
-class _GivenUp:
-    """Why a leg ended before decode reserved, so that a late reservation hears of it at once."""
-
-    finish: Finish
-    forget_at_s: float
 
 
 class PrefillRole:
@@ -129,16 +64,21 @@ class PrefillRole:
         self._config = config
         self._clock = clock
         self._local = UnifiedRole(core)
-        self._legs: dict[Pair, _Leg] = {}
-        self._parked: dict[Pair, _Reservation] = {}
-        self._draining: list[_Leg] = []
-        self._given_up: OrderedDict[Pair, _GivenUp] = OrderedDict()
+        self._legs: dict[Pair, PrefillLeg] = {}
+        self._waiting = WaitingReservations()
+        self._draining: list[PrefillLeg] = []
+        self._engine_ids: dict[str, str] = {}  # of each connected decode engine, by its key
+        self._stalls = StallWatch(config.stall_timeout_s)
+        self._tally = HandoverTally()
         core.on_progress = self._on_progress
         core.on_failure = self._on_failure
 
     @property
     def num_handovers(self) -> int:
         return len(self._legs) + len(self._draining)
+
+    def handover_stats(self) -> HandoverStats:
+        return msgspec.structs.replace(self._tally.stats(), num_draining=len(self._draining))
 
     def submit(self, request: EngineRequest) -> None:
         if request.handover is None:
@@ -153,10 +93,8 @@ class PrefillRole:
         if sequence is None:
             self._give_up(pair, failed("the prefill worker refused the request", 400))
             return
-        self._given_up.pop(pair, None)
-        deadline_s = self._clock.now_s() + self._config.bootstrap_timeout_s
-        leg = self._legs[pair] = _Leg(pair, sequence, deadline_s)
-        reservation = self._parked.pop(pair, None)
+        leg = self._legs[pair] = PrefillLeg(pair, sequence, self._clock.now_s())
+        reservation = self._waiting.take(pair)
         if reservation is not None:
             self._start(leg, reservation)
 
@@ -171,85 +109,118 @@ class PrefillRole:
         match event:
             case PeerConnected(key=key, hello=hello):
                 log.info("decode engine connected", peer=key, engine_id=hello.engine_id)
+                self._engine_ids[key] = hello.engine_id
             case PeerMessage(key=key, message=message):
                 self._on_message(key, message)
             case PeerLost(key=key, reason=reason, detail=detail):
                 self._on_peer_lost(key, detail or reason.value)
 
     def tick(self, now_s: float) -> None:
-        self._forget_old(now_s)
         for key, error in self._peers.take_failures():
             self._fail_legs_of(key, f"cannot reach the decode worker's KV pool: {error}")
         for leg in list(self._legs.values()):
             self._advance(leg, now_s)
-        for leg in [leg for leg in self._draining if not leg.has_pending_writes]:
-            self._draining.remove(leg)
-            self._release(leg)
-        for pair, parked in list(self._parked.items()):
-            if now_s >= parked.deadline_s:
-                reason = f"no request for bootstrap_room {pair[0]} reached the prefill worker"
-                self._give_up(pair, failed(f"{reason} within its bootstrap timeout", 504))
+        self._fail_stuck(now_s)
+        self._drain(now_s)
+        for pair, parked in self._waiting.take_late(now_s):
+            reason = (
+                f"no request for bootstrap_room {pair[0]} reached the prefill worker within "
+                f"{self._config.bootstrap_timeout_s:g} s (SGLANG_DISAGGREGATION_BOOTSTRAP_TIMEOUT)"
+            )
+            self._decline(parked, failed(reason, 504))
 
-    def _forget_old(self, now_s: float) -> None:
-        while self._given_up:
-            pair, oldest = next(iter(self._given_up.items()))
-            if now_s < oldest.forget_at_s:
-                return
-            del self._given_up[pair]
+    def _fail_stuck(self, now_s: float) -> None:
+        pending: dict[str, list[Ticket]] = {}
+        for leg in [*self._legs.values(), *self._draining]:
+            if leg.peer_key is not None and leg.pending_writes:
+                pending.setdefault(leg.peer_key, []).extend(leg.pending_writes)
+        self._stalls.look(pending, now_s)
+        for key, quiet_s in self._stalls.stuck():
+            reason = (
+                f"stuck: the decode worker took no byte for {quiet_s:.1f} s, above "
+                f"{self._config.stall_timeout_s:g} s (BATON_DISAGGREGATION_STALL_TIMEOUT)"
+            )
+            for leg in list(self._legs.values()):
+                if leg.peer_key == key and leg.pending_writes:
+                    self._end(leg, failed(reason, 504))
+
+    def _drain(self, now_s: float) -> None:
+        for leg in list(self._draining):
+            seconds = now_s - leg.since_s
+            if not leg.pending_writes:
+                self._draining.remove(leg)
+                self._tally.left(HandoverStage.DRAINING, seconds)
+                self._release(leg)
+            elif seconds >= self._config.release_warning_s and not leg.is_overdue:
+                leg.is_overdue = True
+                self._tally.overdue(HandoverStage.DRAINING)
+                log.warning(
+                    "writes of an ended hand-over are still pending; its blocks stay set aside",
+                    stage=HandoverStage.DRAINING.value,
+                    peer=leg.peer_key,
+                    transfer_id=leg.transfer_id,
+                    seconds=round(seconds, 1),
+                    limit="BATON_DISAGGREGATION_RELEASE_WARNING",
+                )
 
     def _on_message(self, key: str, message: HandoverMessage) -> None:
         match message:
             case KvReserved():
                 self._on_reserved(key, message)
-            case KvCancel(transfer_id=transfer_id, reason=reason):
-                self._on_cancel(key, transfer_id, reason)
+            case KvCancel():
+                self._waiting.see(self._life_of(key), message.generation)
+                self._on_cancel(key, message.transfer_id, message.reason)
             case _:
                 log.warning("unexpected message", peer=key, type=type(message).__name__)
 
     def _on_reserved(self, key: str, message: KvReserved) -> None:
         pair = (message.room, message.sample_index)
         deadline_s = self._clock.now_s() + self._config.bootstrap_timeout_s
-        reservation = _Reservation(message, key, deadline_s)
-        leg, given_up = self._legs.get(pair), self._given_up.pop(pair, None)
-        known = leg.reservation if leg is not None else self._parked.get(pair)
-        if given_up is not None:
-            self._decline(reservation, given_up.finish)
+        reservation = Reservation(message, key, deadline_s)
+        if self._waiting.is_stale(self._life_of(key), message.generation):
+            log.info("reservation is old", peer=key, transfer_id=message.transfer_id)
+            return  # said twice, or read after its cancel
+        leg, ended = self._legs.get(pair), self._waiting.take_end(pair)
+        known = leg.reservation if leg is not None else self._waiting.get(pair)
+        if ended is not None:
+            self._decline(reservation, ended)
         elif known is not None:
             if known.message.transfer_id != message.transfer_id:  # else it is said twice
                 reason = f"bootstrap_room {pair[0]} is already reserved by another decode request"
                 self._decline(reservation, failed(reason, 400))
         elif leg is not None:
             self._start(leg, reservation)
-        elif len(self._parked) >= _MAX_PARKED:
-            reason = f"{_MAX_PARKED} reservations wait for their requests at the prefill worker"
+        elif self._waiting.is_full:
+            num_parked = self._waiting.max_parked
+            reason = f"{num_parked} reservations wait for their requests at the prefill worker"
             self._decline(reservation, failed(reason, 503))
         else:
-            self._parked[pair] = reservation
+            self._waiting.park(pair, reservation)
+
+    def _life_of(self, key: str) -> str:
+        """Whose leases are said here: a decode engine's own life, over all its connections."""
+        return self._engine_ids.get(key, key)
 
     def _on_cancel(self, key: str, transfer_id: str, reason: str) -> None:
         released = KvReleased(transfer_id=transfer_id)
         for leg in [*self._legs.values(), *self._draining]:
             if leg.transfer_id == transfer_id:
-                if leg.state is not LegState.DRAINING:
+                if leg.state is not HandoverStage.DRAINING:
                     finish = aborted(f"the decode worker cancelled: {reason}")
                     self._end(leg, finish, is_told=False)
                 # To the connection that asked: the first one may have been lost meanwhile.
-                leg.last_word = (key, released) if leg.has_pending_writes else None
+                leg.last_word = (key, released) if leg.pending_writes else None
                 if leg.last_word is None:
                     self._send(key, released)
                 return
-        self._parked = {
-            pair: parked
-            for pair, parked in self._parked.items()
-            if parked.message.transfer_id != transfer_id
-        }
+        self._waiting.drop_transfer(transfer_id)
         self._send(key, released)
 
-    def _start(self, leg: _Leg, reservation: _Reservation) -> None:
+    def _start(self, leg: PrefillLeg, reservation: Reservation) -> None:
         """Both the request and its blocks are there: check that they fit, then compute."""
         leg.reservation = reservation
         error = self._mismatch(leg.sequence, reservation.message)
-        leg.move_to(LegState.COMPUTING)
+        self._move(leg, HandoverStage.COMPUTING)
         if error is not None:
             self._end(leg, failed(error, 500))
             return
@@ -281,7 +252,7 @@ class PrefillRole:
         assert handover is not None
         leg = self._legs[handover.room, handover.sample_index]
         if sequence.state is SequenceState.HELD:
-            leg.move_to(LegState.WRITING)
+            self._move(leg, HandoverStage.WRITING)
         self._post_finished_blocks(leg)
 
     def _on_failure(self, sequence: Sequence, finish: Finish) -> None:
@@ -291,12 +262,12 @@ class PrefillRole:
         else:
             self._end(leg, finish)
 
-    def _post_finished_blocks(self, leg: _Leg) -> None:
+    def _post_finished_blocks(self, leg: PrefillLeg) -> None:
         """Post the blocks that are complete and not posted yet, once the peer is connected."""
         assert leg.reservation is not None
         reserved, peer = leg.reservation.message, self._peer_of(leg)
         num_ready = leg.sequence.num_computed_tokens // self._layout.block_size
-        if leg.state is LegState.WRITING:
+        if leg.state is HandoverStage.WRITING:
             num_ready = len(leg.sequence.block_ids)
         if peer is None or num_ready <= leg.num_posted_blocks:
             return
@@ -315,9 +286,9 @@ class PrefillRole:
         size = self._layout.block_bytes
         return Copy(src_block * size, dst_block * size, size)
 
-    def _advance(self, leg: _Leg, now_s: float) -> None:
-        if leg.state is LegState.AWAITING_RESERVATION:
-            if now_s >= leg.deadline_s:
+    def _advance(self, leg: PrefillLeg, now_s: float) -> None:
+        if leg.state is HandoverStage.AWAITING_RESERVATION:
+            if now_s >= leg.since_s + self._config.bootstrap_timeout_s:
                 reason = (
                     f"no decode worker reserved room for bootstrap_room {leg.pair[0]} within "
                     f"{self._config.bootstrap_timeout_s:g} s "
@@ -326,22 +297,31 @@ class PrefillRole:
                 self._end(leg, failed(reason, 504))
             return
         self._post_finished_blocks(leg)
+        limit_s = self._config.connect_timeout_s
+        if self._stage_of(leg) is HandoverStage.CONNECTING and now_s >= leg.since_s + limit_s:
+            variable = "BATON_DISAGGREGATION_CONNECT_TIMEOUT"
+            reason = f"no connection to the decode worker's KV pool in {limit_s:g} s ({variable})"
+            self._end(leg, failed(reason, 504))
+            return
         states = {ticket.state for ticket in leg.tickets}
         if TicketState.FAILED in states or TicketState.CANCELLED in states:
             errors = [t.error for t in leg.tickets if t.error] or ["the write was cancelled"]
             reason = f"writing KV to the decode worker failed: {errors[0]}"
             self._end(leg, failed(reason, 503))
+        elif TicketState.PENDING in states and self._is_cut_off(leg):
+            # What cannot be recalled is waited for: the leg drains.
+            self._end(leg, failed("the decode worker's KV pool cannot be written any more", 503))
         elif self._is_written(leg, states):
             self._deliver(leg)
 
-    def _is_written(self, leg: _Leg, states: set[TicketState]) -> bool:
+    def _is_written(self, leg: PrefillLeg, states: set[TicketState]) -> bool:
         return (
-            leg.state is LegState.WRITING
+            leg.state is HandoverStage.WRITING
             and leg.num_posted_blocks == len(leg.sequence.block_ids)
             and states <= {TicketState.DONE}
         )
 
-    def _deliver(self, leg: _Leg) -> None:
+    def _deliver(self, leg: PrefillLeg) -> None:
         output, reservation = leg.sequence.held_output, leg.reservation
         assert output is not None
         assert reservation is not None
@@ -357,36 +337,53 @@ class PrefillRole:
             ),
         )
         del self._legs[leg.pair]
+        self._tally.left(leg.state, self._clock.now_s() - leg.since_s)
         self._core.finish_delivered(leg.sequence)
 
-    def _end(self, leg: _Leg, finish: Finish, *, is_told: bool = True) -> None:
+    def _end(self, leg: PrefillLeg, finish: Finish, *, is_told: bool = True) -> None:
         """End a leg without delivery. Its client hears at once; its blocks and the decode side when
         no write is pending any more."""
         del self._legs[leg.pair]
+        stage = self._stage_of(leg)
+        of_peer = f"decode worker {leg.peer_key}" if leg.peer_key else "no decode worker yet"
+        finish = at_stage(finish, stage, of_peer, self._clock.now_s() - leg.since_s)
+        self._tally.failed(stage, finish)
         if leg.reservation is None:
             self._give_up(leg.pair, finish)
         elif is_told:
-            leg.last_word = (leg.reservation.peer_key, _failure(leg.reservation, finish))
+            leg.last_word = (leg.reservation.peer_key, leg.reservation.failure(finish))
         peer = self._peer_of(leg) if leg.reservation is not None else None
-        for ticket in leg.tickets:
-            if peer is not None and ticket.state is TicketState.PENDING:
+        if peer is not None:
+            for ticket in leg.pending_writes:
                 peer.cancel(ticket)
-        self._core.pool.rename(leg.sequence.holder, _drain_holder(leg))
+        self._core.pool.rename(leg.sequence.holder, leg.drain_holder)
         self._core.end(leg.sequence, finish)
-        if leg.has_pending_writes:
-            leg.move_to(LegState.DRAINING)
+        if leg.pending_writes:
+            self._move(leg, HandoverStage.DRAINING)
             self._draining.append(leg)
         else:
+            self._tally.left(leg.state, self._clock.now_s() - leg.since_s)
             self._release(leg)
 
-    def _release(self, leg: _Leg) -> None:
-        self._core.pool.release(_drain_holder(leg))
+    def _move(self, leg: PrefillLeg, state: HandoverStage) -> None:
+        now_s = self._clock.now_s()
+        self._tally.left(leg.state, now_s - leg.since_s)
+        leg.move_to(state, now_s)
+
+    def _stage_of(self, leg: PrefillLeg) -> HandoverStage:
+        """Computing does not wait for the connection; what comes after it does."""
+        is_connecting = leg.state is HandoverStage.WRITING and self._peer_of(leg) is None
+        return HandoverStage.CONNECTING if is_connecting else leg.state
+
+    def _release(self, leg: PrefillLeg) -> None:
+        self._core.pool.release(leg.drain_holder)
         if leg.last_word is not None:
             self._send(*leg.last_word)
 
     def _on_peer_lost(self, key: str, reason: str) -> None:
         log.info("decode engine lost", peer=key, reason=reason)
-        self._parked = {p: parked for p, parked in self._parked.items() if parked.peer_key != key}
+        self._waiting.drop_peer(key)
+        self._engine_ids.pop(key, None)
         self._fail_legs_of(key, f"the decode worker is gone ({reason})")
         for leg in self._draining:
             if leg.last_word is not None and leg.last_word[0] == key:
@@ -400,32 +397,21 @@ class PrefillRole:
 
     def _give_up(self, pair: Pair, finish: Finish) -> None:
         """There will be no leg for this pair: tell decode's reservation, now or when it comes."""
-        parked = self._parked.pop(pair, None)
+        parked = self._waiting.give_up(pair, finish, self._clock.now_s())
         if parked is not None:
             self._decline(parked, finish)
-        else:
-            self._given_up[pair] = _GivenUp(finish, self._clock.now_s() + _REMEMBER_S)
 
-    def _decline(self, reservation: _Reservation, finish: Finish) -> None:
-        self._send(reservation.peer_key, _failure(reservation, finish))
+    def _decline(self, reservation: Reservation, finish: Finish) -> None:
+        self._send(reservation.peer_key, reservation.failure(finish))
 
-    def _peer_of(self, leg: _Leg) -> Peer | None:
+    def _peer_of(self, leg: PrefillLeg) -> Peer | None:
         assert leg.reservation is not None
         return self._peers.get(leg.reservation.peer_key)
 
-    def _leg_of(self, request_id: str) -> _Leg | None:
+    def _is_cut_off(self, leg: PrefillLeg) -> bool:
+        peer = self._peer_of(leg)
+        return peer is not None and not peer.is_alive
+
+    def _leg_of(self, request_id: str) -> PrefillLeg | None:
         legs = self._legs.values()
         return next((leg for leg in legs if leg.sequence.request_id == request_id), None)
-
-
-def _failure(reservation: _Reservation, finish: Finish) -> KvFailed:
-    return KvFailed(
-        transfer_id=reservation.message.transfer_id,
-        reason=f"prefill: {finish.message}",
-        status=finish.status,
-    )
-
-
-def _drain_holder(leg: _Leg) -> str:
-    # With its number: the same request id may come again, and fail again, before this one is over.
-    return f"draining:{leg.sequence.order}:{leg.sequence.request_id}"

@@ -9,6 +9,7 @@ from typing import Protocol
 from baton.core.request import EngineRequest, Finish, FinishReason
 from baton.engine.core import EngineCore
 from baton.ipc.peer_link import PeerEvent
+from baton.messages.engine import HandoverStats
 
 
 class EngineRole(Protocol):
@@ -24,6 +25,8 @@ class EngineRole(Protocol):
         ...
 
     def on_event(self, event: PeerEvent) -> None: ...
+
+    def handover_stats(self) -> HandoverStats: ...
 
     def tick(self, now_s: float) -> None:
         """Look at transfers, queues and deadlines. Called on every turn of the engine's loop."""
@@ -48,6 +51,9 @@ class UnifiedRole:
 
     def on_event(self, event: PeerEvent) -> None:
         pass  # a unified worker has no peers; whoever connects is not answered
+
+    def handover_stats(self) -> HandoverStats:
+        return HandoverStats()
 
     def tick(self, now_s: float) -> None:
         pass

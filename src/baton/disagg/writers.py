@@ -17,8 +17,6 @@ from baton.transfer.select import choose_backend
 
 log = event_log("disagg")
 
-CONNECT_TIMEOUT_S = 5.0
-
 
 class Writers(Protocol):
     """What the prefill role needs: a connection by the key of a decode engine's control link."""
@@ -36,7 +34,13 @@ class DecodePeers:
     """The real ones: one connection per decode engine. `wake` is called from another thread when an
     attempt to connect has ended."""
 
-    def __init__(self, transports: Sequence[KvTransport], wake: Callable[[], None]):
+    def __init__(
+        self,
+        transports: Sequence[KvTransport],
+        wake: Callable[[], None],
+        connect_timeout_s: float = 5.0,
+    ):
+        self._connect_timeout_s = connect_timeout_s
         self._transports = transports
         self._wake = wake
         self._pending: dict[str, Future[Peer]] = {}
@@ -85,11 +89,11 @@ class DecodePeers:
 
     def _connect(self, regions: Sequence[RegionDescriptor]) -> Peer:
         transport, descriptor = choose_backend(self._transports, regions)
-        log.info("kv transport chosen", backend=transport.name, region=descriptor.address)
+        log.info("kv transport chosen", backend=transport.name, region=descriptor.place)
         try:
-            return transport.connect(descriptor, CONNECT_TIMEOUT_S)
+            return transport.connect(descriptor, self._connect_timeout_s)
         except OSError as error:
-            raise TransferError(str(error), stage="connect", peer=descriptor.address) from error
+            raise TransferError(str(error), stage="connect", peer=descriptor.place) from error
 
 
 def _close(peer: Peer | None) -> None:

@@ -21,10 +21,10 @@ def frame(payload: bytes) -> bytes:
 
 
 class FrameReader:
-    """Cuts a stream of received pieces into frames."""
+    """Cuts a stream of received pieces into frames; the limit may change between two of them."""
 
     def __init__(self, max_frame_bytes: int = MAX_FRAME_BYTES):
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
         self._buffer = bytearray()
 
     def feed(self, piece: bytes | memoryview) -> Iterator[bytes]:
@@ -33,8 +33,8 @@ class FrameReader:
         start = 0
         while len(self._buffer) - start >= _HEADER.size:
             (num_bytes,) = _HEADER.unpack_from(self._buffer, start)
-            if num_bytes > self._max_frame_bytes:
-                raise FrameError(f"frame of {num_bytes} bytes is above {self._max_frame_bytes}")
+            if num_bytes > self.max_frame_bytes:
+                raise FrameError(f"frame of {num_bytes} bytes is above {self.max_frame_bytes}")
             end = start + _HEADER.size + num_bytes
             if len(self._buffer) < end:
                 break

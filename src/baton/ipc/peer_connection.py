@@ -1,10 +1,13 @@
 """One control connection between two engines: greeting, frames, heartbeats, and one end.
 
-On the wire: frames of ipc/framing.py. The first one in each direction is the engine's hello, an
-empty one is a heartbeat, every other one is a message.
+On the wire: frames of ipc/framing.py. The first two in each direction prove the cluster's secret
+(peer_auth.py); all others are sealed. Of those the first is the engine's hello, an empty one is a
+heartbeat, every other one is a message.
 
-Invariant: `on_end` is called exactly once, whatever goes wrong first, and nothing after it.
-Elsewhere: who connects to whom (peer_link.py).
+Invariants: nothing of this engine goes to a peer that has not proven the secret, and nothing of
+such a peer is decoded; `on_end` is called exactly once, whatever goes wrong first, and nothing
+after it.
+Elsewhere: who connects to whom (peer_link.py), the proofs (peer_auth.py).
 """
 
 import asyncio
@@ -15,14 +18,14 @@ import msgspec
 
 from baton.ipc.framing import FrameError, FrameReader, frame
 from baton.ipc.heartbeat import HeartbeatMonitor
+from baton.ipc.peer_auth import MAX_HANDSHAKE_BYTES, REFUSAL, FrameSeal, Handshake, WrongSecret
 from baton.messages.codec import Codec
 from baton.messages.handover import EngineHello
 
 MAX_FRAME_BYTES = 16 << 20
 _MAX_HELLO_BYTES = 64 << 10
-_HEARTBEAT = frame(b"")
+_HEARTBEAT = b""
 _HELLO_CODEC: Codec[EngineHello] = Codec(EngineHello)
-_PROTOCOL = EngineHello(engine_id="", writer_ids=[]).protocol
 
 
 class LostReason(enum.StrEnum):
@@ -34,6 +37,7 @@ class LostReason(enum.StrEnum):
     HEARTBEAT = "heartbeats missed"
     UNREACHABLE = "unreachable"
     PROTOCOL = "protocol broken"
+    SECRET = "wrong cluster secret"
     OVERFLOW = "peer does not read"
 
 
@@ -61,6 +65,7 @@ class PeerConnection(asyncio.Protocol):
         owner: ConnectionOwner,
         key: str,
         hello: EngineHello,
+        secret: bytes,
         monitor: HeartbeatMonitor,
         *,
         is_outbound: bool,
@@ -75,7 +80,11 @@ class PeerConnection(asyncio.Protocol):
         self._monitor = monitor
         self._max_unsent_bytes = max_unsent_bytes
         self._greet_by_s = greet_by_s
-        self._reader = FrameReader(MAX_FRAME_BYTES)
+        self._handshake = Handshake(secret, is_connecting=is_outbound)
+        self._has_challenge = False
+        self._outgoing: FrameSeal | None = None  # both once the peer has proven the secret
+        self._incoming: FrameSeal | None = None
+        self._reader = FrameReader(MAX_HANDSHAKE_BYTES)
         self._num_hello_bytes = 0
         self._transport: asyncio.Transport | None = None
         self._backlog: list[bytes] = []
@@ -89,9 +98,7 @@ class PeerConnection(asyncio.Protocol):
         if self._is_ended:
             self._transport.abort()
             return
-        self._transport.write(frame(_HELLO_CODEC.encode(self._hello)))
-        self._transport.writelines(self._backlog)
-        self._backlog.clear()
+        self._transport.write(frame(self._handshake.challenge()))
 
     def data_received(self, data: bytes) -> None:
         self._monitor.heard(self._owner.now_s())
@@ -102,18 +109,20 @@ class PeerConnection(asyncio.Protocol):
                     return
             if not self.is_greeted:
                 self._bound_hello(len(data))
+        except WrongSecret as error:
+            self.end(LostReason.SECRET, f"wrong cluster secret: {error}")
         except (FrameError, msgspec.DecodeError) as error:
             self.end(LostReason.PROTOCOL, str(error))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end(LostReason.CLOSED, str(error or "end of stream"))
 
-    def send(self, payload_frame: bytes) -> None:
-        """Queue one frame; a peer that does not read for too long is dropped."""
-        if self._transport is None:
-            self._backlog.append(payload_frame)
+    def send(self, payload: bytes) -> None:
+        """Queue one message; a peer that does not read for too long is dropped."""
+        if self._outgoing is None:
+            self._backlog.append(payload)
         else:
-            self._transport.write(payload_frame)
+            self._write_sealed(payload)
         num_unsent = self._num_unsent_bytes()
         if num_unsent > self._max_unsent_bytes:
             self.end(
@@ -125,13 +134,13 @@ class PeerConnection(asyncio.Protocol):
         """Once per heartbeat interval: say that we are here, and see whether the peer is."""
         if not self.is_greeted and now_s >= self._greet_by_s:
             self.end(LostReason.UNREACHABLE, "connected, but it sent no hello in time")
-        elif self._transport is None:
-            return  # the connection attempt has its own timeout
+        elif self._outgoing is None:
+            return  # connecting and proving have their own timeouts
         elif self._monitor.check_lost(now_s):
             silent_s = self._monitor.silent_s(now_s)
             self.end(LostReason.HEARTBEAT, f"nothing heard for {silent_s:.1f} s")
         else:
-            self._transport.write(_HEARTBEAT)
+            self._write_sealed(_HEARTBEAT)
 
     def end(self, reason: LostReason, detail: str) -> None:
         if self._is_ended:
@@ -149,17 +158,43 @@ class PeerConnection(asyncio.Protocol):
             self._transport.close()
 
     def _on_payload(self, payload: bytes) -> None:
+        if self._incoming is None:
+            self._on_handshake(payload)
+            return
+        payload = self._incoming.open(payload)
         if not self.is_greeted:
             hello = _HELLO_CODEC.decode(payload)
-            if hello.protocol != _PROTOCOL:
-                raise FrameError(
-                    f"the peer speaks protocol {hello.protocol}, this engine {_PROTOCOL}; "
-                    "run the same version of Baton on both"
-                )
             self.is_greeted = True
             self._owner.on_greeting(self, hello)
         elif payload:
             self._owner.on_frame(self, payload)
+
+    def _on_handshake(self, payload: bytes) -> None:
+        assert self._transport is not None
+        if not self._has_challenge:
+            self._handshake.read_challenge(payload)
+            self._has_challenge = True
+            if self.is_outbound:
+                self._transport.write(frame(self._handshake.proof()))
+            return
+        try:
+            self._handshake.check_proof(payload)
+        except WrongSecret:
+            if not self.is_outbound:
+                self._transport.write(frame(REFUSAL))
+            raise
+        if not self.is_outbound:
+            self._transport.write(frame(self._handshake.proof()))
+        self._outgoing, self._incoming = self._handshake.seals()
+        self._reader.max_frame_bytes = MAX_FRAME_BYTES + FrameSeal.OVERHEAD_BYTES
+        for own in (_HELLO_CODEC.encode(self._hello), *self._backlog):
+            self._write_sealed(own)
+        self._backlog.clear()
+
+    def _write_sealed(self, payload: bytes) -> None:
+        assert self._transport is not None
+        assert self._outgoing is not None
+        self._transport.write(frame(self._outgoing.seal(payload)))
 
     def _bound_hello(self, num_bytes: int) -> None:
         self._num_hello_bytes += num_bytes
@@ -167,6 +202,6 @@ class PeerConnection(asyncio.Protocol):
             raise FrameError(f"no hello within the first {_MAX_HELLO_BYTES} bytes")
 
     def _num_unsent_bytes(self) -> int:
-        if self._transport is None:
+        if self._transport is None or self._backlog:
             return sum(map(len, self._backlog))
         return self._transport.get_write_buffer_size()

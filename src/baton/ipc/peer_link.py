@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import ConfigError
-from baton.ipc.framing import FrameError, frame
+from baton.ipc.framing import FrameError
 from baton.ipc.heartbeat import HeartbeatMonitor
 from baton.ipc.peer_connection import MAX_FRAME_BYTES, LostReason, PeerConnection
 from baton.messages.codec import Codec
@@ -64,7 +64,8 @@ PeerEvent = PeerConnected | PeerMessage | PeerLost
 
 class PeerLink:
     """Thread-safe; only `close` blocks. `on_event` is called on the link's thread and must be
-    quick. `num_bad_connections` counts those that broke the protocol."""
+    quick. `secret` is the cluster's; empty for none. `num_bad_connections` counts those that broke
+    the protocol, `num_wrong_secrets` those whose other end did not know the secret."""
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class PeerLink:
         bind_host: str,
         bind_port: int = 0,
         *,
+        secret: bytes = b"",
         heartbeat_interval_s: float = 1.0,
         max_missed: int = 3,
         connect_timeout_s: float = 5.0,
@@ -82,6 +84,7 @@ class PeerLink:
     ):
         self._codec = codec
         self._hello = hello
+        self._secret = secret
         self._on_event = on_event
         self._heartbeat_interval_s = heartbeat_interval_s
         self._max_missed = max_missed
@@ -91,6 +94,7 @@ class PeerLink:
         self._listener = _listen(bind_host, bind_port)
         self.port: int = self._listener.getsockname()[1]
         self.num_bad_connections = 0
+        self.num_wrong_secrets = 0
         self._lock = threading.Lock()
         self._is_closed = False
         # The rest belongs to the link's thread.
@@ -111,10 +115,9 @@ class PeerLink:
         payload = self._codec.encode(message)
         if len(payload) > MAX_FRAME_BYTES:
             raise FrameError(f"a message of {len(payload)} bytes is above {MAX_FRAME_BYTES}")
-        packed = frame(payload)
         with self._lock:
             if not self._is_closed:
-                self._loop.call_soon_threadsafe(self._send, peer_key, packed)
+                self._loop.call_soon_threadsafe(self._send, peer_key, payload)
 
     def acknowledge_loss(self, address: str) -> None:
         """The PeerLost of this address has been read: what is sent from now on connects again."""
@@ -158,6 +161,8 @@ class PeerLink:
             self._all_ended.set()
         if reason is LostReason.PROTOCOL:
             self._count_bad(f"{connection.key}: {detail}")
+        elif reason is LostReason.SECRET:
+            self._count_wrong_secret(f"{connection.key}: {detail}")
         # A stranger who never said hello is nobody's peer.
         if connection.is_greeted or connection.is_outbound:
             if connection.is_outbound:
@@ -200,7 +205,7 @@ class PeerLink:
             for connection in list(self._connections.values()):
                 connection.beat(now_s)
 
-    def _send(self, key: str, packed: bytes) -> None:
+    def _send(self, key: str, payload: bytes) -> None:
         connection = self._connections.get(key)
         if connection is None:
             is_inbound = "#" in key
@@ -210,7 +215,7 @@ class PeerLink:
             attempt = self._loop.create_task(self._connect(connection))
             self._attempts.add(attempt)
             attempt.add_done_callback(self._attempts.discard)
-        connection.send(packed)
+        connection.send(payload)
 
     async def _connect(self, connection: PeerConnection) -> None:
         host, _, port = connection.key.rpartition(":")
@@ -232,6 +237,7 @@ class PeerLink:
             self,
             key,
             self._hello,
+            self._secret,
             HeartbeatMonitor(self._heartbeat_interval_s, self._max_missed, now_s),
             is_outbound=bool(key),
             max_unsent_bytes=self._max_unsent_bytes,
@@ -242,6 +248,11 @@ class PeerLink:
         self.num_bad_connections += 1
         level = logging.WARNING if self.num_bad_connections == 1 else logging.DEBUG
         _log.log(level, "closed a control connection that broke the protocol: %s", what)
+
+    def _count_wrong_secret(self, what: str) -> None:
+        self.num_wrong_secrets += 1
+        level = logging.WARNING if self.num_wrong_secrets == 1 else logging.DEBUG
+        _log.log(level, "closed a control connection: %s", what)
 
     def _report(self, event: PeerEvent) -> None:
         if self._is_closed:

@@ -2,7 +2,7 @@
 
 Started by the worker (server.py) with an inherited socket; ends when that socket does. Its options
 come as one JSON argument, so that the api process, which parsed the command line, is the only one
-that reads flags and environment.
+that reads flags and environment; the cluster's secret comes over the socket, before anything else.
 """
 
 import os
@@ -35,6 +35,7 @@ from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
 from baton.kvcache.storage import SharedSegment
 from baton.launch.child import arm_parent_death_signal
+from baton.launch.cluster_secret import receive_secret
 from baton.launch.engine_spec import EngineSpec
 from baton.launch.reachable import reachable_address
 from baton.messages.codec import Codec
@@ -62,9 +63,13 @@ def main() -> None:
     os.nice(spec.nice)
     if spec.cores:
         os.sched_setaffinity(0, spec.cores)
+    try:
+        secret = receive_secret(connection)
+    except EOFError:
+        return
     api = EngineSocket(connection)
     try:
-        _run(spec, api)
+        _run(spec, secret, api)
     except ApiGone:
         return
     except BatonError as error:
@@ -76,7 +81,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _run(spec: EngineSpec, api: EngineSocket) -> None:
+def _run(spec: EngineSpec, secret: str, api: EngineSocket) -> None:
     clock, card = MonotonicClock(), read_model_card(Path(spec.model_path))
     model = load_model(card, _load_options(spec))
     dtype = "bfloat16" if spec.engine.kv_cache_dtype == "auto" else spec.engine.kv_cache_dtype
@@ -101,10 +106,10 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
     engine_id = secrets.token_hex(8)
     events: deque[PeerEvent] = deque()
     transports = _transports(spec, segment)
-    link = _link(spec, engine_id, transports, events, api)
+    link = _link(spec, secret, engine_id, transports, events, api)
     checksums = BlockChecksums(segment.view(), layout.block_bytes)
     role = _role(spec, core, layout, checksums, transports, link, engine_id, api, clock)
-    loop = EngineLoop(core, role, api, events, transports, clock)
+    loop = EngineLoop(core, role, api, events, transports, clock, link)
     api.send(loop.stats())
     api.send(
         EngineReady(
@@ -123,7 +128,12 @@ def _run(spec: EngineSpec, api: EngineSocket) -> None:
             transfer_backends=[transport.name for transport in transports],
         )
     )
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        # A transfer library whose threads are still there at the interpreter's end aborts it.
+        for transport in transports:
+            transport.close()
 
 
 def _load_options(spec: EngineSpec) -> LoadOptions:
@@ -181,7 +191,10 @@ def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
     names = _AUTO_BACKENDS if spec.transfer_backend == "auto" else (spec.transfer_backend,)
     reachable = reachable_address(spec.host)
     transports = [
-        open_transport(name, segment, host=spec.host, advertised_host=reachable) for name in names
+        open_transport(
+            name, segment, host=spec.host, advertised_host=reachable, config=spec.transfer
+        )
+        for name in names
     ]
     if spec.link is None:
         return transports
@@ -191,6 +204,7 @@ def _transports(spec: EngineSpec, segment: SharedSegment) -> list[KvTransport]:
 
 def _link(
     spec: EngineSpec,
+    secret: str,
     engine_id: str,
     transports: list[KvTransport],
     events: deque[PeerEvent],
@@ -214,6 +228,7 @@ def _link(
         hello,
         on_event,
         bind_host=spec.host,
+        secret=secret.encode(),
         heartbeat_interval_s=spec.disagg.heartbeat_interval_s,
         max_missed=spec.disagg.heartbeat_max_failure,
     )
@@ -233,7 +248,7 @@ def _role(
     if link is None:
         return UnifiedRole(core)
     if spec.role == "prefill":
-        peers = DecodePeers(transports, api.wake)
+        peers = DecodePeers(transports, api.wake, spec.disagg.connect_timeout_s)
         return PrefillRole(core, layout, checksums, peers, link.send, spec.disagg, clock)
     return DecodeRole(
         core,

@@ -1,11 +1,15 @@
 """What the api process tells its engine process at start; crosses as JSON on its command line."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from baton.core.request import Role
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
+from baton.transfer.config import TransferConfig
 from baton.transfer.link import LinkConfig
+
+TransferBackend = Literal["auto", "shm", "tcp", "mooncake", "nixl"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class EngineSpec:
     role: Role
     engine: EngineConfig
     disagg: DisaggConfig
-    transfer_backend: str
+    transfer: TransferConfig
+    transfer_backend: TransferBackend
     link: LinkConfig | None
     verify_kv: bool
     host: str

@@ -6,6 +6,7 @@ Elsewhere: which processes (topology.py), keeping them running (supervisor.py).
 import argparse
 import asyncio
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -17,12 +18,26 @@ from typing import Literal
 from baton.checkpoint.embedded import SMOLLM2
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.engine.config import EngineConfig
+from baton.launch.cluster_secret import (
+    CLUSTER_SECRET_FILE,
+    CLUSTER_SECRET_VARIABLE,
+    read_cluster_secret,
+)
+from baton.launch.engine_spec import TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args, given_argv
 from baton.launch.narrator import Narrator
 from baton.launch.ports import FreePorts, check_port_is_free
 from baton.launch.supervisor import Supervisor, SupervisorConfig
 from baton.launch.topology import ServeConfig, Topology, plan_topology
-from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
+from baton.launch.transfer_flags import (
+    IB_DEVICE,
+    MOONCAKE_PROTOCOL,
+    SIMULATE_LINK,
+    TRANSFER_BACKEND,
+    VERIFY_KV,
+    link_of,
+    mooncake_of,
+)
 
 _EXAMPLES = """\
 examples:
@@ -53,11 +68,14 @@ class WorkerOptions:
             "env": API_KEY_VARIABLE,
         },
     )
-    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
-        default="auto", metadata={"help": "how KV blocks travel; auto: shared memory"}
+    disaggregation_transfer_backend: TransferBackend = field(
+        default="auto", metadata=TRANSFER_BACKEND
     )
+    mooncake_protocol: str = field(default="tcp", metadata=MOONCAKE_PROTOCOL)
+    disaggregation_ib_device: str = field(default="", metadata=IB_DEVICE)
     simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
     verify_kv: bool = field(default=False, metadata=VERIFY_KV)
+    cluster_secret_file: str | None = field(default=None, metadata=CLUSTER_SECRET_FILE)
     log_level: Literal["debug", "info", "warning", "error"] = field(
         default="warning", metadata={"help": "least level that the processes show"}
     )
@@ -70,6 +88,13 @@ def main(argv: Sequence[str]) -> int:
     from_args(EngineConfig, args, environ=os.environ)
     options = from_args(WorkerOptions, args, environ=os.environ)
     link_of(options.simulate_link)
+    mooncake_of(
+        options.mooncake_protocol,
+        options.disaggregation_ib_device,
+        options.disaggregation_transfer_backend,
+        os.environ,
+    )
+    secret = read_cluster_secret(options.cluster_secret_file, os.environ) or secrets.token_hex(32)
     config = replace(config, port=check_port_is_free(config.host, config.port))
     wanted = args.model or args.model_path
     model_path = resolve_model(wanted, cache_dir=default_cache_dir(os.environ))
@@ -82,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         num_cores=len(os.sched_getaffinity(0)),
         free_port=FreePorts().take,
     )
-    return asyncio.run(_supervise(topology, config, options))
+    return asyncio.run(_supervise(topology, config, options, secret))
 
 
 def _served_name(options: WorkerOptions, wanted: str | None, model_path: Path) -> str:
@@ -99,6 +124,8 @@ def _worker_argv(options: WorkerOptions) -> list[str]:
     argv = [
         f"--served-model-name={options.served_model_name}",
         f"--disaggregation-transfer-backend={options.disaggregation_transfer_backend}",
+        f"--mooncake-protocol={options.mooncake_protocol}",
+        f"--disaggregation-ib-device={options.disaggregation_ib_device}",
         f"--log-level={options.log_level}",
     ]
     if options.simulate_link is not None:
@@ -113,12 +140,15 @@ def _router_argv(config: ServeConfig, options: WorkerOptions) -> list[str]:
     ]
 
 
-def _environ(options: WorkerOptions) -> dict[str, str]:
+def _environ(options: WorkerOptions, secret: str) -> dict[str, str]:
     key = {} if options.api_key is None else {API_KEY_VARIABLE: options.api_key}
-    return {**os.environ, **key, "PYTHONUNBUFFERED": "1"}
+    own = {CLUSTER_SECRET_VARIABLE: secret, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **key, **own}
 
 
-async def _supervise(topology: Topology, config: ServeConfig, options: WorkerOptions) -> int:
+async def _supervise(
+    topology: Topology, config: ServeConfig, options: WorkerOptions, secret: str
+) -> int:
     narrator = Narrator(is_verbose=options.log_level in ("debug", "info"))
     narrator.say(f"loading {options.served_model_name} into {_count_workers(config)}")
     supervisor = Supervisor(
@@ -126,7 +156,7 @@ async def _supervise(topology: Topology, config: ServeConfig, options: WorkerOpt
         narrator=narrator,
         announce=_announcement(topology, needs_key=options.api_key is not None),
         config=SupervisorConfig(drain_s=config.drain_timeout + _ROUTER_EXIT_S),
-        environ=_environ(options),
+        environ=_environ(options, secret),
     )
     return await supervisor.run()
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
@@ -31,12 +31,30 @@ from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
 from baton.disagg.config import DisaggConfig
 from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
-from baton.launch.engine_spec import EngineSpec
+from baton.launch.cluster_secret import (
+    CLUSTER_SECRET_FILE,
+    CLUSTER_SECRET_VARIABLE,
+    is_loopback,
+    read_cluster_secret,
+    send_secret,
+    without_secret,
+)
+from baton.launch.engine_spec import EngineSpec, TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
-from baton.launch.transfer_flags import SIMULATE_LINK, VERIFY_KV, link_of
+from baton.launch.transfer_flags import (
+    IB_DEVICE,
+    MOONCAKE_PROTOCOL,
+    SIMULATE_LINK,
+    TRANSFER_BACKEND,
+    VERIFY_KV,
+    link_of,
+    mooncake_environ,
+    mooncake_of,
+)
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
 from baton.tokenizer import Tokenizer, load_tokenizer
+from baton.transfer.config import MooncakeConfig, TransferConfig
 
 log = event_log("worker")
 
@@ -75,10 +93,11 @@ class WorkerConfig:
             "maximum": 65535,
         },
     )
-    disaggregation_transfer_backend: Literal["auto", "shm", "tcp"] = field(
-        default="auto",
-        metadata={"help": "how KV blocks travel; auto: shared memory on one host, else tcp"},
+    disaggregation_transfer_backend: TransferBackend = field(
+        default="auto", metadata=TRANSFER_BACKEND
     )
+    mooncake_protocol: str = field(default="tcp", metadata=MOONCAKE_PROTOCOL)
+    disaggregation_ib_device: str = field(default="", metadata=IB_DEVICE)
     simulate_link: str | None = field(default=None, metadata=SIMULATE_LINK)
     verify_kv: bool = field(default=False, metadata=VERIFY_KV)
     base_gpu_id: int = field(
@@ -96,6 +115,7 @@ class WorkerConfig:
         default=None,
         metadata={"help": "clients must send it as a bearer token", "env": API_KEY_VARIABLE},
     )
+    cluster_secret_file: str | None = field(default=None, metadata=CLUSTER_SECRET_FILE)
     log_level: str = field(
         default="info",
         metadata={"help": "least level to log", "choices": ("debug", "info", "warning", "error")},
@@ -118,7 +138,11 @@ def main(argv: Sequence[str]) -> int:
         configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
+        secret = read_cluster_secret(worker.cluster_secret_file, os.environ)
         cores = _cores(worker)
+        num_cores = len(cores or os.sched_getaffinity(0))
+        transfer = TransferConfig.from_environ(os.environ, num_cores)
+        transfer = replace(transfer, mooncake=_mooncake(worker))
         path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
         card = read_model_card(path)
         sockets = _Sockets.bind(worker)
@@ -133,6 +157,7 @@ def main(argv: Sequence[str]) -> int:
         role=worker.disaggregation_mode,
         engine=engine,
         disagg=disagg,
+        transfer=transfer,
         transfer_backend=worker.disaggregation_transfer_backend,
         link=link,
         verify_kv=worker.verify_kv,
@@ -142,7 +167,13 @@ def main(argv: Sequence[str]) -> int:
         log_level=worker.log_level,
         parent_pid=os.getpid(),
     )
-    return uvloop.run(_serve(worker, spec, card, sockets))
+    if spec.role != "null" and not secret and not is_loopback(worker.host):
+        log.warning(
+            f"other hosts can reach this worker and no cluster secret is set: whoever connects is "
+            f"taken for a peer; set the same {CLUSTER_SECRET_VARIABLE} on all workers",
+            host=worker.host,
+        )
+    return uvloop.run(_serve(worker, spec, secret, card, sockets))
 
 
 @dataclass(frozen=True)
@@ -175,6 +206,16 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
     return bound
 
 
+def _mooncake(worker: WorkerConfig) -> MooncakeConfig:
+    backend = worker.disaggregation_transfer_backend
+    config, ignored = mooncake_of(
+        worker.mooncake_protocol, worker.disaggregation_ib_device, backend, os.environ
+    )
+    for name in ignored:
+        log.warning(f"{name} is ignored: it is for mooncake only", transfer_backend=backend)
+    return config
+
+
 def _cores(worker: WorkerConfig) -> list[int]:
     allowed = sorted(os.sched_getaffinity(0))
     if worker.base_gpu_id >= len(allowed):
@@ -194,19 +235,21 @@ def _cores(worker: WorkerConfig) -> list[int]:
     return chosen
 
 
-async def _serve(worker: WorkerConfig, spec: EngineSpec, card: ModelCard, sockets: _Sockets) -> int:
+async def _serve(
+    worker: WorkerConfig, spec: EngineSpec, secret: str, card: ModelCard, sockets: _Sockets
+) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    process, connection = _start_engine(spec)
+    process, connection = _start_engine(spec, secret)
     engine = await EngineProcessClient.connect(connection)
     try:
         tokenizer = await asyncio.to_thread(load_tokenizer, card.path)
         await _first_of(engine.wait_ready(), stop.wait())
         if stop.is_set():
             return 0
-        async with _listening(worker, spec, card, tokenizer, engine, sockets) as url:
+        async with _listening(worker, spec, secret, card, tokenizer, engine, sockets) as url:
             log.info("worker ready", url=url, role=spec.role, pid=os.getpid())
             await _first_of(engine.dead.wait(), stop.wait())
         if engine.death and not stop.is_set():
@@ -221,12 +264,13 @@ async def _serve(worker: WorkerConfig, spec: EngineSpec, card: ModelCard, socket
         await engine.close()
 
 
-def _start_engine(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def _start_engine(spec: EngineSpec, secret: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours, theirs = socket.socketpair()
     # A prefill and a decode worker share cores, so a thread that waits must not spin. A unified
     # one gains a third of its step from spinning for a moment (docs/experiments.md).
     spins = "10000" if spec.role == "null" else "0"
-    environ = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, **os.environ}
+    inherited = mooncake_environ(spec.transfer.mooncake, without_secret(os.environ))
+    environ = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": spins, **inherited}
     fd, options = str(theirs.fileno()), msgspec.json.encode(spec).decode()
     process = subprocess.Popen(
         [sys.executable, "-m", "baton.launch.engine_process", fd, options],
@@ -235,6 +279,8 @@ def _start_engine(spec: EngineSpec) -> tuple[subprocess.Popen[bytes], socket.soc
         env=environ,
     )
     theirs.close()
+    with contextlib.suppress(BrokenPipeError):  # its death shows when we wait for it
+        send_secret(ours, secret)
     return process, ours
 
 
@@ -262,6 +308,7 @@ async def _first_of(*waits: Coroutine[object, object, object]) -> None:
 async def _listening(
     worker: WorkerConfig,
     spec: EngineSpec,
+    secret: str,
     card: ModelCard,
     tokenizer: Tokenizer,
     engine: EngineProcessClient,
@@ -285,7 +332,7 @@ async def _listening(
     runners = [await _listen(runner, sockets.http)]
     try:
         if sockets.bootstrap is not None:
-            bootstrap = _bootstrap_server(worker, engine.ready, port)
+            bootstrap = _bootstrap_server(worker, secret, engine.ready, port)
             runner = web.AppRunner(bootstrap.make_app(), access_log=None)
             runners.append(await _listen(runner, sockets.bootstrap))
         yield f"http://{host}:{port}"
@@ -295,8 +342,10 @@ async def _listening(
         await bootstrap_client.close()
 
 
-def _bootstrap_server(worker: WorkerConfig, ready: EngineReady, http_port: int) -> BootstrapServer:
-    server = BootstrapServer(prefill_http_port=http_port)
+def _bootstrap_server(
+    worker: WorkerConfig, secret: str, ready: EngineReady, http_port: int
+) -> BootstrapServer:
+    server = BootstrapServer(prefill_http_port=http_port, secret=secret)
     server.register(
         PrefillRank(
             rank_ip=worker.host,

@@ -91,11 +91,30 @@ class BlockLedger(msgspec.Struct, frozen=True, kw_only=True):
     num_in_use: int
 
 
+class StageSeconds(msgspec.Struct, frozen=True, array_like=True):
+    """How many legs left a stage, and the seconds that they spent in it together."""
+
+    count: int
+    seconds: float
+
+
+class HandoverStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the hand-over, by stage (disagg/stage.py). `total_failures`: (stage, status, count)."""
+
+    total_failures: list[tuple[str, str, int]] = []
+    total_stages: dict[str, StageSeconds] = {}
+    total_overdue: dict[str, int] = {}
+    num_draining: int = 0
+    num_quarantined_blocks: int = 0
+    oldest_quarantine_s: float = 0.0
+
+
 class EngineStats(_Message, frozen=True, kw_only=True):
     """State after a step, sent at most a few times a second and once when the engine falls idle.
 
-    Counters (`total_*`) only grow. `progress_s` is the engine's monotonic time of its last
-    finished loop turn: liveness means that this moves.
+    Counters (`total_*`) only grow. `total_refused`: connections that were refused, by channel
+    (control, kv) and reason (malformed, secret). `progress_s` is the engine's monotonic time of its
+    last finished loop turn: liveness means that this moves.
     """
 
     progress_s: float
@@ -117,6 +136,8 @@ class EngineStats(_Message, frozen=True, kw_only=True):
     total_verified_blocks: int
     total_damaged_blocks: int
     total_finished: dict[str, int]
+    total_refused: dict[str, dict[str, int]] = {}
+    handover: HandoverStats = HandoverStats()
 
 
 class FlushCacheDone(_Message, frozen=True, kw_only=True):

@@ -10,9 +10,9 @@
       │ ──────────── KvCancel ────────────> │
       │ <────────── KvReleased ──────────── │   nothing more will be written
 
-Every message names its hand-over by `transfer_id`, which the decode engine makes and never uses
-twice. All are idempotent: one that comes twice, or about an unknown or ended transfer, is answered
-harmlessly or dropped.
+Every message names its hand-over by `transfer_id`, which the decode engine makes from its own id
+(new with each life) and the lease's `generation`, and never uses twice. All are idempotent: one
+that comes twice, or about an unknown or ended transfer, is answered harmlessly or dropped.
 Elsewhere: who does what on each (disagg/), the bytes (transfer/).
 """
 
@@ -37,8 +37,11 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 class KvReserved(_Message, frozen=True, kw_only=True):
     """Decode has blocks for this prompt. Prompt block i, for i >= num_cached_blocks, goes to decode
-    block `block_ids[i - num_cached_blocks]`. `wants_checksums`: KvDelivered is to have them."""
+    block `block_ids[i - num_cached_blocks]`. `wants_checksums`: KvDelivered is to have them.
+    `generation`: of this lease, from 1 on, larger in each reservation of a decode engine's life
+    than in those before; 0 is not checked."""
 
+    generation: Count = 0
     room: Count
     sample_index: Count
     layout_hash: Name
@@ -51,7 +54,10 @@ class KvReserved(_Message, frozen=True, kw_only=True):
 
 
 class KvCancel(_Message, frozen=True, kw_only=True):
+    """Decode gives the lease up; its `generation` is over even if the reservation comes later."""
+
     reason: str
+    generation: Count = 0
 
 
 class KvDelivered(_Message, frozen=True, kw_only=True):
@@ -66,10 +72,12 @@ class KvDelivered(_Message, frozen=True, kw_only=True):
 
 
 class KvFailed(_Message, frozen=True, kw_only=True):
-    """The prefill leg ended without delivering. `status` is an HTTP status for the client."""
+    """The prefill leg ended without delivering. `status` is an HTTP status for the client, `stage`
+    where it ended (disagg/stage.py)."""
 
     reason: str
     status: Annotated[int, msgspec.Meta(ge=400, le=599)]
+    stage: Name = ""
 
 
 class KvReleased(_Message, frozen=True, kw_only=True):
@@ -80,9 +88,8 @@ HandoverMessage = KvReserved | KvCancel | KvDelivered | KvFailed | KvReleased
 
 
 class EngineHello(msgspec.Struct, frozen=True, kw_only=True):
-    """First thing that engines tell each other on a new control connection. `writer_ids` are the
-    names under which its transports write into a peer's pool."""
+    """First message on a new control connection, once both have proven the cluster's secret.
+    `writer_ids` are the names under which its transports write into a peer's pool."""
 
     engine_id: str
     writer_ids: list[str]
-    protocol: int = 1

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
 from baton.core.clock import Clock
 
@@ -56,6 +61,15 @@ class EngineSnapshot:
     total_verified_blocks: int
     total_damaged_blocks: int
     total_finished: dict[str, int] = field(default_factory=dict)
+    total_refused: dict[str, dict[str, int]] = field(default_factory=dict)
+    handover_failures: list[tuple[str, str, int]] = field(default_factory=list)
+    """(stage, HTTP status, count)"""
+    handover_stages: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Legs that left each stage, and their seconds in it."""
+    handover_overdue: dict[str, int] = field(default_factory=dict)
+    num_draining: int = 0
+    num_quarantined_blocks: int = 0
+    oldest_quarantine_s: float = 0.0
 
     @property
     def token_usage(self) -> float:
@@ -194,6 +208,8 @@ class _EngineCollector:
         yield from self._counters(now)
         yield self._kv_blocks(now)
         yield self._finished(now)
+        yield self._refused(now)
+        yield from self._handover(now)
 
     def _gauges(self, now: EngineSnapshot) -> Iterable[Metric]:
         speed = self._throughput.per_second()
@@ -206,6 +222,9 @@ class _EngineCollector:
             ("sglang:cache_hit_rate", "Share of prompt tokens found in cache", now.cache_hit_rate),
             ("sglang:gen_throughput", "Tokens generated per second", speed),
             ("baton:num_handover_reqs", "Sequences in hand-over", now.num_handover),
+            ("baton:draining_handovers", "Ended legs with writes pending", now.num_draining),
+            ("baton:quarantined_blocks", "KV blocks set aside", now.num_quarantined_blocks),
+            ("baton:oldest_quarantine_seconds", "Age of the oldest", now.oldest_quarantine_s),
             ("baton:engine_alive", "1 while the engine process runs and moves", int(now.is_alive)),
         )
         for name, text, value in rows:
@@ -249,3 +268,33 @@ class _EngineCollector:
         for reason, count in sorted(now.total_finished.items()):
             family.add_metric([*self._values, reason], count)
         return family
+
+    def _refused(self, now: EngineSnapshot) -> Metric:
+        family = CounterMetricFamily(
+            "baton:refused_connections",
+            "Connections refused: malformed, or without the cluster's secret",
+            labels=[*self._names, "channel", "reason"],
+        )
+        for channel, reasons in sorted(now.total_refused.items()):
+            for reason, count in sorted(reasons.items()):
+                family.add_metric([*self._values, channel, reason], count)
+        return family
+
+    def _handover(self, now: EngineSnapshot) -> Iterable[Metric]:
+        staged = [*self._names, "stage"]
+        failures = CounterMetricFamily(
+            "baton:handover_failures", "Hand-overs failed", labels=[*staged, "status"]
+        )
+        for stage, status, count in sorted(now.handover_failures):
+            failures.add_metric([*self._values, stage, status], count)
+        overdue = CounterMetricFamily(
+            "baton:handover_overdue", "Blocks whose release came late", labels=staged
+        )
+        for stage, count in sorted(now.handover_overdue.items()):
+            overdue.add_metric([*self._values, stage], count)
+        seconds = SummaryMetricFamily(
+            "baton:handover_stage_seconds", "Time of legs in each stage", labels=staged
+        )
+        for stage, (count, total_s) in sorted(now.handover_stages.items()):
+            seconds.add_metric([*self._values, stage], count, total_s)
+        return failures, overdue, seconds

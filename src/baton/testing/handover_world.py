@@ -41,6 +41,7 @@ class WorldTicket:
     copies: list[Copy]
     state: TicketState = TicketState.PENDING
     error: str = ""
+    progress: int = 0
 
 
 @dataclass
@@ -62,6 +63,8 @@ class WorldWriter:
 
     def close(self) -> None:
         self.is_alive = False
+        if not self.world.transport.can_recall:
+            return  # each lands, or its writer dies, when the test says so
         for ticket in self.tickets:
             ticket.state = TicketState.CANCELLED
         self.tickets.clear()
@@ -75,8 +78,9 @@ class WorldTransport:
     same_host_only = False
     writer_id = "decode"
 
-    def __init__(self, world: "HandoverWorld", can_fence: bool):
+    def __init__(self, world: "HandoverWorld", can_fence: bool, can_recall: bool):
         self.can_fence = can_fence
+        self.can_recall = can_recall
         self.windows: set[str] = set()
         self._world = world
 
@@ -175,6 +179,7 @@ class HandoverWorld:
         self,
         *,
         can_fence: bool,
+        can_recall: bool = True,
         prefill_blocks: int = 24,
         decode_blocks: int = 24,
         block_size: int = 4,
@@ -191,7 +196,7 @@ class HandoverWorld:
         self._num_links = 0
         self._link: str | None = None  # prefill's key of the open connection
         self._is_loss_unread = False
-        self.transport = WorldTransport(self, can_fence)
+        self.transport = WorldTransport(self, can_fence, can_recall)
         self.decode = Side(decode_blocks, block_size, chunk, self.clock)
         self.decode.role = DecodeRole(
             self.decode.core,

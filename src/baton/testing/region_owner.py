@@ -1,6 +1,6 @@
 """A process that owns a region and does what it is told: the far side of transport tests.
 
-    python -m baton.testing.region_owner BACKEND NUM_BYTES
+    python -m baton.testing.region_owner BACKEND NUM_BYTES HOST PORT STALL_TIMEOUT_S
 
 prints its descriptor as one line of JSON, then answers each line of standard input with one line:
 
@@ -8,61 +8,63 @@ prints its descriptor as one line of JSON, then answers each line of standard in
     close NAME              "ok"
     digest START END        SHA-256 of those bytes
     writers                 ids of the live writers, joined by spaces
+    fence                   "yes" if closing a window is one, else "no"
+    fd                      the number of its region's descriptor
 
 and ends with its standard input. `RemoteOwner` starts one and talks to it.
 """
 
+import contextlib
 import hashlib
-import subprocess
+import mmap
+import os
 import sys
-from types import TracebackType
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
+from baton.testing.region_process import RegionProcess, region_of_arguments
 from baton.transfer.protocol import KvTransport
-from baton.transfer.registry import open_transport
 
 
-class RemoteOwner:
-    """Another process with a region; a context manager that ends it."""
+class RemoteOwner(RegionProcess):
+    """Another process with a region that others write to."""
 
-    def __init__(self, backend: str, num_bytes: int):
-        command = [sys.executable, "-m", __name__, backend, str(num_bytes)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.descriptor = msgspec.json.decode(self._read_line(), type=RegionDescriptor)
-
-    def __enter__(self) -> "RemoteOwner":
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        backend: str,
+        num_bytes: int,
+        *,
+        prefix: Sequence[str] = (),
+        host: str = "127.0.0.1",
+        port: int = 0,
+        stall_timeout_s: float = 10.0,
+    ):
+        super().__init__(
+            __name__,
+            backend,
+            num_bytes,
+            prefix=prefix,
+            host=host,
+            port=port,
+            stall_timeout_s=stall_timeout_s,
+        )
+        self.descriptor = msgspec.json.decode(self.read_line(), type=RegionDescriptor)
 
-    def ask(self, command: str) -> str:
-        assert self.process.stdin is not None
-        self.process.stdin.write(command + "\n")
-        self.process.stdin.flush()
-        return self._read_line()
+    @contextlib.contextmanager
+    def region(self) -> Iterator[memoryview]:
+        """The bytes of its region, as they are, writable."""
+        fd = os.open(f"/proc/{self.process.pid}/fd/{self.ask('fd')}", os.O_RDWR)
+        try:
+            with mmap.mmap(fd, self.descriptor.num_bytes) as mapped, memoryview(mapped) as view:
+                yield view
+        finally:
+            os.close(fd)
 
-    def _read_line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().rstrip("\n")
 
-
-def answer(transport: KvTransport, view: memoryview, command: str) -> str:
+def answer(transport: KvTransport, segment: SharedSegment, command: str) -> str:
     match command.split():
         case ["open", name, start, end]:
             transport.open_window(name, [(int(start), int(end))])
@@ -71,19 +73,21 @@ def answer(transport: KvTransport, view: memoryview, command: str) -> str:
             transport.close_window(name)
             return "ok"
         case ["digest", start, end]:
-            return hashlib.sha256(view[int(start) : int(end)]).hexdigest()
+            return hashlib.sha256(segment.view()[int(start) : int(end)]).hexdigest()
+        case ["fence"]:
+            return "yes" if transport.can_fence else "no"
+        case ["fd"]:
+            return str(segment.fd)
         case ["writers"]:
             return " ".join(sorted(transport.live_writers()))
     raise ValueError(f"unknown command {command!r}")
 
 
 def main() -> None:
-    backend, num_bytes = sys.argv[1:]
-    segment = SharedSegment(int(num_bytes))
-    transport = open_transport(backend, segment)
+    segment, transport = region_of_arguments()
     print(msgspec.json.encode(transport.descriptor).decode(), flush=True)
     for line in sys.stdin:
-        print(answer(transport, segment.view(), line), flush=True)
+        print(answer(transport, segment, line), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,13 @@ class OpenPeers(Generic[PeerT]):
         with self._lock:
             return list(self._peers)
 
-    def end(self) -> bool:
-        """Close all; False if that was done before."""
+    def end(self) -> list[PeerT] | None:
+        """Close all and say which; None if that was done before."""
         with self._lock:
             if self._has_ended:
-                return False
+                return None
             self._has_ended = True
-        for peer in self.snapshot():
+            peers = list(self._peers)
+        for peer in peers:
             peer.close()
-        return True
+        return peers

@@ -46,7 +46,8 @@ class TransportStats:
 
     `num_writes`, `num_bytes` and `write_seconds` (from the first byte moved to the end) count
     tickets that became DONE; `num_failures` those that FAILED. `num_bad_connections` counts
-    inbound connections that were closed because they did not speak this protocol.
+    inbound connections that were closed because they did not speak this protocol, `num_strangers`
+    those of them that spoke it but did not know the region's token.
     """
 
     num_writes: int
@@ -54,15 +55,19 @@ class TransportStats:
     num_failures: int
     write_seconds: float
     num_bad_connections: int = 0
+    num_strangers: int = 0
 
 
 class Ticket(Protocol):
-    """A posted write. `error` says why when FAILED."""
+    """A posted write. `error` says why when FAILED. `progress` changes while the peer takes bytes,
+    its own or those before it; what it counts is the backend's affair."""
 
     @property
     def state(self) -> TicketState: ...
     @property
     def error(self) -> str: ...
+    @property
+    def progress(self) -> int: ...
 
 
 class Peer(Protocol):
@@ -74,8 +79,9 @@ class Peer(Protocol):
         ...
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
-        """Start writing; returns at once. Writes of one peer complete in posting order. Source
-        bytes must stay unchanged until the ticket leaves PENDING."""
+        """Start writing; returns at once. Writes of one window complete in posting order; those
+        of different windows may overtake each other. Source bytes must stay unchanged until the
+        ticket leaves PENDING."""
         ...
 
     def cancel(self, ticket: Ticket) -> None:
@@ -84,10 +90,13 @@ class Peer(Protocol):
         ...
 
     def close(self) -> None:
-        """Cancel what is pending and let go; no ticket is PENDING afterwards. Idempotent.
+        """Cancel what is pending and let go. Idempotent. No ticket is PENDING afterwards (soon
+        afterwards, if called from within the completion callback), but for one whose write had
+        begun on a backend that cannot recall it: that one stays PENDING until its bytes have
+        arrived or the owner is gone.
 
-        A write that had begun may still arrive from buffers between the two hosts: only the
-        owner can end it, by closing its window."""
+        Elsewhere a write that had begun may still arrive from buffers between the two hosts: only
+        the owner can end it, by closing its window."""
         ...
 
 
@@ -96,6 +105,9 @@ class KvTransport(Protocol):
 
     name: str
     can_fence: bool
+    can_recall: bool
+    """Whether a closed peer stops a write that has begun; see `Peer.close`."""
+
     same_host_only: bool
 
     @property
@@ -136,7 +148,8 @@ class KvTransport(Protocol):
     def stats(self) -> TransportStats: ...
 
     def close(self) -> None:
-        """Close every peer and connection, and let go of the region. Idempotent."""
+        """Close every peer and connection, and let go of the region; no ticket is PENDING
+        afterwards. Idempotent."""
         ...
 
 

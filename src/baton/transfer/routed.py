@@ -35,6 +35,7 @@ class RoutedTransport:
     ):
         self.name = inner.name
         self.can_fence = inner.can_fence
+        self.can_recall = inner.can_recall
         self.same_host_only = inner.same_host_only
         self._inner = inner
         self._route = route
@@ -64,7 +65,7 @@ class RoutedTransport:
             self._peers.add(peer)
         except ValueError as error:
             inner.close()
-            raise TransferError(str(error), stage="connect", peer=remote.address) from error
+            raise TransferError(str(error), stage="connect", peer=remote.place) from error
         return peer
 
     def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -78,11 +79,15 @@ class RoutedTransport:
 
     def stats(self) -> TransportStats:
         """Of the writes as they were posted; their seconds are those of the route."""
-        num_bad = self._inner.stats().num_bad_connections
-        return replace(self._account.stats(), num_bad_connections=num_bad)
+        inner = self._inner.stats()
+        return replace(
+            self._account.stats(),
+            num_bad_connections=inner.num_bad_connections,
+            num_strangers=inner.num_strangers,
+        )
 
     def close(self) -> None:
-        if not self._peers.end():
+        if self._peers.end() is None:
             return
         self._inner.close()
         self._loop.stop()

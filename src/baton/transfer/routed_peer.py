@@ -1,8 +1,8 @@
 """The writer's side of one peer whose writes are held back: each goes to the real peer when due.
 
 Invariants: writes of one window reach the real peer in posting order, and a ticket is DONE only
-after all that went before it; a ticket leaves PENDING only when the real peer has nothing pending
-for it. The real peer is called on the loop's thread only, and without holding a lock.
+after all that went before it in its window; a ticket leaves PENDING only when the real peer has
+nothing pending for it. The real peer is called on the loop's thread only, without holding a lock.
 Elsewhere: what becomes of a write (link.py), the transport around it (routed.py).
 """
 
@@ -65,11 +65,20 @@ class CallLoop(Protocol):
 class _Write:
     ticket: WriteTicket
     passage: Passage
+    posted_s: float
     posted: list[Ticket] = field(default_factory=list)
 
     @property
     def is_pending(self) -> bool:
         return any(ticket.state is TicketState.PENDING for ticket in self.posted)
+
+    def progress(self, now_s: float) -> int:
+        """Bytes' worth of the way on the route, the wait for its turn included, and what the real
+        peer has moved. One that is never due gets nowhere."""
+        way_s = self.passage.due_s - self.posted_s
+        share = min(1.0, (now_s - self.posted_s) / way_s) if way_s > 0 else 1.0
+        # In millionths, so that a small write over a slow route is seen to move, too.
+        return int(share * 1e6) + sum(ticket.progress for ticket in self.posted)
 
     def outcome(self) -> tuple[TicketState, str]:
         """Once nothing is pending: the first that was not DONE, else what the passage says."""
@@ -115,8 +124,10 @@ class RoutedPeer:
         with self._lock:
             loss = self._loss
             if not loss:
-                passage = self._route.plan(window, copies, self._clock.now_s())
-                self._held.append(_Write(ticket, passage))
+                now_s = self._clock.now_s()
+                write = _Write(ticket, self._route.plan(window, copies, now_s), now_s)
+                ticket.measure = lambda: write.progress(self._clock.now_s())
+                self._held.append(write)
         if loss:
             ticket.settle(TicketState.FAILED, loss)
         else:
@@ -134,6 +145,7 @@ class RoutedPeer:
     def pump(self) -> None:
         """Pass on what is due and settle what has ended; on the loop's thread."""
         if self._loss:
+            self._settle_recalled()
             return
         if not self._inner.is_alive:
             self._end(TicketState.FAILED, "the peer is gone")
@@ -169,13 +181,14 @@ class RoutedPeer:
         return due
 
     def _settle_ended(self) -> None:
-        has_pending = False
+        pending_windows: set[str] = set()
         for write in list(self._under_way):
+            window = write.ticket.window
             if write.is_pending:
-                has_pending = True
+                pending_windows.add(window)
                 continue
             state, error = write.outcome()
-            if state is TicketState.DONE and has_pending:
+            if state is TicketState.DONE and window in pending_windows:
                 continue  # those before it are about to end: the real peer keeps the order, too
             self._under_way.remove(write)
             write.ticket.settle(state, error)
@@ -219,10 +232,21 @@ class RoutedPeer:
         self._inner.close()
         under_way, self._under_way = self._under_way, []
         for write in under_way:
+            if write.is_pending:
+                self._under_way.append(write)
+                continue
             own_state, error = write.outcome()
             if own_state is TicketState.CANCELLED:  # by closing, just now
                 own_state, error = state, reason
             write.ticket.settle(own_state, error)
         for write in [*due, *held]:
             write.ticket.settle(state, reason)
-        self._on_closed(self)
+        if not self._under_way:
+            self._on_closed(self)
+
+    def _settle_recalled(self) -> None:
+        """After the end: a write that the real peer could not recall has ended at last."""
+        had_some = bool(self._under_way)
+        self._settle_ended()
+        if had_some and not self._under_way:
+            self._on_closed(self)

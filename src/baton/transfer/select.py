@@ -28,9 +28,9 @@ def choose_backend(
     raise TransferError(
         f"no common transport: this worker has {_names_of_local(local)}, the peer has "
         f"{_names_of_remote(remote)}; "
-        f"start both with --disaggregation-transfer-backend tcp, or on one host",
+        f"start both with the same --disaggregation-transfer-backend, and on one host for shm",
         stage="select",
-        peer=remote[0].address if remote else "unknown",
+        peer=remote[0].place if remote else "unknown",
     )
 
 

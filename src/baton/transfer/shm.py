@@ -15,9 +15,10 @@ import secrets
 import socket
 from collections.abc import Sequence
 
-from baton.core.errors import ConfigError, TransferError
+from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
+from baton.transfer.config import TransferConfig
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import READABLE, IoLoop
 from baton.transfer.open_peers import OpenPeers
@@ -38,17 +39,17 @@ class ShmTransport:
 
     name = "shm"
     can_fence = False
+    can_recall = True
     same_host_only = True
 
     def __init__(
         self,
         segment: SharedSegment,
         *,
-        num_copy_threads: int = 1,
+        config: TransferConfig | None = None,
         prefault_bytes: int = 256 << 20,
     ):
-        if num_copy_threads < 1:
-            raise ConfigError(f"num_copy_threads is {num_copy_threads}; it must be at least 1")
+        config = config or TransferConfig()
         self._segment = segment
         self._prefault_bytes = prefault_bytes
         self._source = PinnedBuffer(segment.map)
@@ -56,13 +57,14 @@ class ShmTransport:
         self._account = WriteAccount()
         self._peers: OpenPeers[ShmPeer] = OpenPeers()
         self._writer_id = secrets.token_hex(16)
-        self._threads = CopyThreads(num_copy_threads)
+        self._threads = CopyThreads(config.num_threads)
+        self._num_queues = config.num_queues
         self._loop = IoLoop("baton-shm-io")
         self._server = SegmentServer(self._loop, segment, self._account)
         self._descriptor = RegionDescriptor(
             backend=self.name,
             host_id=host_id(),
-            address=self._server.address,
+            address=f"{self._server.name}/{self._server.token.hex()}",
             num_bytes=segment.num_bytes,
         )
 
@@ -81,13 +83,13 @@ class ShmTransport:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.settimeout(timeout_s)
-            connection.connect(f"\0{remote.address}")
+            connection.connect(f"\0{remote.place}")
             region = self._map_region(connection, remote)
             return self._start_peer(connection, remote, region)
         except (OSError, ValueError) as error:
             connection.close()
             raise TransferError(
-                f"cannot map the shared KV region: {error}", stage="connect", peer=remote.address
+                f"cannot map the shared KV region: {error}", stage="connect", peer=remote.place
             ) from error
 
     def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -104,7 +106,7 @@ class ShmTransport:
         return self._account.stats()
 
     def close(self) -> None:
-        if not self._peers.end():
+        if self._peers.end() is None:
             return
         self._threads.stop()
         self._loop.run(self._server.close)
@@ -113,7 +115,8 @@ class ShmTransport:
 
     def _map_region(self, connection: socket.socket, remote: RegionDescriptor) -> MappedRegion:
         require_same_user(connection)
-        connection.sendall(HELLO.pack(MAGIC, bytes.fromhex(self._writer_id)))
+        token = bytes.fromhex(remote.address.partition("/")[2])
+        connection.sendall(HELLO.pack(MAGIC, token, bytes.fromhex(self._writer_id)))
         reply, fds = _receive_welcome(connection)
         try:
             _check_segment(reply, fds, remote)
@@ -127,11 +130,12 @@ class ShmTransport:
     ) -> ShmPeer:
         watch = _OwnerWatch(self._loop, connection)
         peer = ShmPeer(
-            f"shm region {remote.address}",
+            f"shm region {remote.place}",
             region,
             self._source.address,
             self._segment.num_bytes,
             self._threads,
+            self._num_queues,
             self._account,
             let_go=lambda: self._let_go(peer, watch),
         )

@@ -1,10 +1,11 @@
 """The owner's side of shared memory: hands the segment to writers and knows who holds it.
 
 It listens on an abstract Unix socket (no file is left behind, and network namespaces keep hosts
-apart), serves processes of its own user only, and keeps each connection: its end is the end of
+apart), serves processes of its own user that know the descriptor's token (anybody can read
+abstract names in /proc/net/unix), and keeps each connection: its end is the end of
 the writer, seen in microseconds.
 
-    writer: magic, writer id (16 bytes)  ->  owner: magic, region bytes (u64), descriptor
+    writer: magic, token, writer id (16 bytes)  ->  owner: magic, region bytes (u64), descriptor
 
 Invariant: whoever holds the descriptor is in `live_writers` until it has let go or is dead. A
 writer unmaps before it closes, and when a process dies the kernel takes its memory away before it
@@ -12,6 +13,7 @@ closes its sockets.
 Elsewhere: the writer's side (shm.py, shm_peer.py).
 """
 
+import hmac
 import os
 import secrets
 import socket
@@ -22,8 +24,8 @@ from baton.kvcache.storage import SharedSegment
 from baton.transfer.io_loop import READABLE, Acceptor, IoLoop
 from baton.transfer.ticket import WriteAccount
 
-MAGIC = b"BATNSHM1"
-HELLO = struct.Struct("!8s16s")
+MAGIC = b"BATNSHM2"
+HELLO = struct.Struct("!8s16s16s")
 WELCOME = struct.Struct("!8sQ")
 _PEER_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 _HELLO_TIMEOUT_S = 5.0
@@ -39,9 +41,10 @@ class SegmentServer:
         self._account = account
         self._lock = threading.Lock()
         self._connections: set[_WriterConnection] = set()
-        self.address = f"baton-kv-{secrets.token_hex(8)}"
+        self.name = f"baton-kv-{secrets.token_hex(8)}"
+        self.token = secrets.token_bytes(16)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(f"\0{self.address}")
+        listener.bind(f"\0{self.name}")
         listener.listen(128)
         self._acceptor = Acceptor(loop, listener, self._accept)
 
@@ -61,9 +64,11 @@ class SegmentServer:
         welcome = WELCOME.pack(MAGIC, self._segment.num_bytes)
         socket.send_fds(connection, [welcome], [self._segment.fd])
 
-    def forget(self, connection: "_WriterConnection", socket_: socket.socket, bad: str) -> None:
+    def forget(
+        self, connection: "_WriterConnection", socket_: socket.socket, bad: str, is_stranger: bool
+    ) -> None:
         if bad:
-            self._account.record_bad_connection("shm", bad)
+            self._account.record_bad_connection("shm", bad, is_stranger=is_stranger)
         self._loop.unregister(socket_.fileno())
         socket_.close()
         with self._lock:
@@ -114,15 +119,18 @@ class _WriterConnection:
         if not self.writer_id:
             self.close(bad=f"no greeting within {_HELLO_TIMEOUT_S:g} s")
 
-    def close(self, bad: str = "") -> None:
+    def close(self, bad: str = "", *, is_stranger: bool = False) -> None:
         if self._is_open:
             self._is_open = False
-            self._server.forget(self, self._socket, bad)
+            self._server.forget(self, self._socket, bad, is_stranger)
 
     def _greet(self) -> None:
-        magic, writer_id = HELLO.unpack(self._received)
+        magic, token, writer_id = HELLO.unpack(self._received)
         if magic != MAGIC:
             self.close(bad="it does not speak this version of the shm protocol")
+            return
+        if not hmac.compare_digest(token, self._server.token):
+            self.close(bad="it does not know the region's token", is_stranger=True)
             return
         # Named first: from the moment the descriptor is out, the writer may write.
         self.writer_id = writer_id.hex()

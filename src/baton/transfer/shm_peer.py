@@ -1,5 +1,9 @@
 """Writing into a peer's shared memory: one copy from block to block, on threads of our own.
 
+A window's writes all wait in the queue that its name hashes to, so they keep their order; the
+queues of all peers take turns at the threads, TURN_BYTES at a time, so that a huge write holds
+nobody up for longer than a turn.
+
 Invariant: a peer's segment is unmapped before its connection is closed, so that the owner who sees
 the connection end knows that nothing can be written any more.
 Elsewhere: getting the segment (shm.py).
@@ -10,16 +14,23 @@ import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from baton.transfer.config import queue_of
 from baton.transfer.protocol import Copy, Ticket, TicketState, find_bad_copy
 from baton.transfer.ticket import WriteAccount, WriteTicket
 
 PIECE_BYTES = 1 << 20
 """A cancel waits for one piece at most: about 0.1 ms of copying."""
 
+TURN_BYTES = 8 << 20
+"""About 1 ms of copying."""
+
 _PREFAULT_PIECE_BYTES = 256 << 10
 """A write waits for one piece at most: about 0.15 ms."""
 
+_CLOSED_HERE = "this side closed the peer"
+_CANCELLED = "cancelled by this side"
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; not yet named in the mmap module
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -70,11 +81,11 @@ class MappedRegion:
 
 
 class CopyThreads:
-    """Threads that take turns at the peers that have work; one works for a peer at a time."""
+    """Threads that take turns at the queues that have work; one works at a queue at a time."""
 
     def __init__(self, num_threads: int):
         self._condition = threading.Condition()
-        self._ready: deque[ShmPeer] = deque()
+        self._ready: deque[CopyQueue] = deque()
         self._is_stopping = False
         self._threads = [
             threading.Thread(target=self._run, name=f"baton-shm-copy-{index}", daemon=True)
@@ -83,13 +94,13 @@ class CopyThreads:
         for thread in self._threads:
             thread.start()
 
-    def schedule(self, peer: "ShmPeer") -> None:
+    def schedule(self, queue: "CopyQueue") -> None:
         with self._condition:
-            self._ready.append(peer)
+            self._ready.append(queue)
             self._condition.notify()
 
     def stop(self) -> None:
-        """End the threads after their current piece of work; peers must be closed already."""
+        """End the threads after their current turn; peers must be closed already."""
         with self._condition:
             self._is_stopping = True
             self._condition.notify_all()
@@ -104,9 +115,39 @@ class CopyThreads:
                     self._condition.wait()
                 if not self._ready:
                     return
-                peer = self._ready.popleft()
-            if peer.work_once():
-                self.schedule(peer)
+                queue = self._ready.popleft()
+            if queue.peer.take_turn(queue):
+                self.schedule(queue)
+
+
+@dataclass(eq=False)
+class CopyQueue:
+    """Writes of one peer that move one after the other. `current` has begun, and `pieces` are what
+    is left of it. `is_attended`: a thread is at it now. All but `pieces` under the peer's lock.
+    """
+
+    peer: "ShmPeer"
+    prefaults: bool
+    waiting: deque[WriteTicket] = field(default_factory=deque)
+    current: WriteTicket | None = None
+    pieces: Iterator[Copy] = field(default_factory=lambda: iter(()))
+    is_scheduled: bool = False
+    is_attended: bool = False
+
+    def begin_next(self) -> WriteTicket | None:
+        if self.current is None and self.waiting:
+            self.current = self.waiting.popleft()
+            self.pieces = split_pieces(self.current.copies, PIECE_BYTES)
+            self.current.start()
+        return self.current
+
+    def take_unattended(self) -> list[WriteTicket]:
+        """Whatever no thread is at right now; it is no longer in the queue."""
+        taken, self.waiting = list(self.waiting), deque()
+        if self.current is not None and not self.is_attended:
+            taken.insert(0, self.current)
+            self.current = None
+        return taken
 
 
 class ShmPeer:
@@ -119,6 +160,7 @@ class ShmPeer:
         source_address: int,
         source_bytes: int,
         threads: CopyThreads,
+        num_queues: int,
         account: WriteAccount,
         let_go: Callable[[], None],
     ):
@@ -130,9 +172,8 @@ class ShmPeer:
         self._account = account
         self._let_go = let_go
         self._condition = threading.Condition()
-        self._queue: deque[WriteTicket] = deque()
-        self._is_scheduled = False
-        self._worker: int | None = None
+        self._queues = [CopyQueue(self, prefaults=index == 0) for index in range(num_queues)]
+        self._busy: list[int] = []  # threads that copy or settle, each as often as it does so
         self._is_closed = False
         self._has_let_go = False
         self._loss = ""
@@ -142,18 +183,18 @@ class ShmPeer:
         return not self._loss and not self._is_closed
 
     def start(self) -> None:
-        if self._region.needs_prefault:
-            with self._condition:
-                self._schedule()
+        with self._condition:
+            self._schedule(self._queues[0])
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
         ticket = self._account.new_ticket(window, copies)
         error = find_bad_copy(copies, self._source_bytes, self._region.num_bytes)
+        queue = self._queues[queue_of(window, len(self._queues))]
         with self._condition:
-            error = error or self._loss or ("this side closed the peer" if self._is_closed else "")
+            error = error or self._loss or (_CLOSED_HERE if self._is_closed else "")
             if not error:
-                self._queue.append(ticket)
-                self._schedule()
+                queue.waiting.append(ticket)
+                self._schedule(queue)
         if error:
             ticket.settle(TicketState.FAILED, f"write to {self.name}: {error}")
         return ticket
@@ -166,53 +207,72 @@ class ShmPeer:
         """The owner is gone: fail what is queued; a copy that runs stops at its next piece."""
         with self._condition:
             self._loss = self._loss or loss
-            queued, self._queue = self._queue, deque()
-        for ticket in queued:
-            ticket.settle(TicketState.FAILED, f"write to {self.name}: {loss}")
+        self._settle_unattended()
 
     def close(self) -> None:
         with self._condition:
             self._is_closed = True
-            queued, self._queue = self._queue, deque()
-            while self._worker not in (None, threading.get_ident()):
-                self._condition.wait()
-            is_idle = self._worker is None
-        for ticket in queued:
-            ticket.settle(TicketState.CANCELLED, "this side closed the peer")
-        if is_idle:
-            self._release()
+            # In a completion callback we are busy: two of those must not wait for each other.
+            if threading.get_ident() not in self._busy:
+                while self._busy:
+                    self._condition.wait()
+        self._settle_unattended()
 
-    def work_once(self) -> bool:
-        """One ticket, or one piece of prefaulting (on a copy thread); True if there is more."""
+    def take_turn(self, queue: CopyQueue) -> bool:
+        """TURN_BYTES of one ticket, or a piece of prefaulting (on a copy thread); True if there is
+        more."""
         with self._condition:
             if self._is_closed:
                 return False
-            ticket = self._queue.popleft() if self._queue else None
-            self._worker = threading.get_ident()
+            ticket = queue.begin_next()
+            queue.is_attended = True
+            self._busy.append(threading.get_ident())
         if ticket is not None:
-            self._write(ticket)
-        elif self._has_work():
+            self._copy(queue, ticket)
+        elif self._has_work(queue):
             self._region.prefault_piece()
         with self._condition:
-            self._worker = None
-            self._condition.notify_all()
-            self._is_scheduled = not self._is_closed and self._has_work()
-            has_more, was_closed = self._is_scheduled, self._is_closed
-        if was_closed:
-            self._release()
+            queue.is_attended = False
+        if not self.is_alive:
+            self._settle_unattended()
+        with self._condition:
+            queue.is_scheduled = has_more = not self._is_closed and self._has_work(queue)
+        self._leave()
         return has_more
 
-    def _has_work(self) -> bool:
-        return bool(self._queue) or (self._region.needs_prefault and not self._loss)
+    def _settle_unattended(self) -> None:
+        """Of a peer that is lost or closed: everything that no thread copies right now."""
+        with self._condition:
+            self._busy.append(threading.get_ident())
+            dropped = [ticket for queue in self._queues for ticket in queue.take_unattended()]
+        for ticket in dropped:
+            self._settle(ticket)
+        self._leave()
 
-    def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._threads.schedule(self)
+    def _leave(self) -> None:
+        """This thread does no more here; the last one to leave a closed peer lets go of it."""
+        with self._condition:
+            self._busy.remove(threading.get_ident())
+            must_let_go = self._is_closed and not self._busy and not self._has_let_go
+            self._has_let_go = self._has_let_go or must_let_go
+            self._condition.notify_all()
+        if must_let_go:
+            self._region.unmap()
+            self._let_go()
 
-    def _write(self, ticket: WriteTicket) -> None:
-        ticket.start()
-        for copy in split_pieces(ticket.copies, PIECE_BYTES):
+    def _has_work(self, queue: CopyQueue) -> bool:
+        if queue.waiting or queue.current is not None:
+            return True
+        return queue.prefaults and self._region.needs_prefault and not self._loss
+
+    def _schedule(self, queue: CopyQueue) -> None:
+        if not queue.is_scheduled and self._has_work(queue):
+            queue.is_scheduled = True
+            self._threads.schedule(queue)
+
+    def _copy(self, queue: CopyQueue, ticket: WriteTicket) -> None:
+        left = TURN_BYTES
+        for copy in queue.pieces:
             if self._must_stop(ticket):
                 break
             ctypes.memmove(
@@ -220,25 +280,26 @@ class ShmPeer:
                 self._source_address + copy.src_offset,
                 copy.num_bytes,
             )
-        # Looked at once more after the last piece: what went to an owner that has died meanwhile
-        # has not arrived.
+            ticket.num_bytes_moved += copy.num_bytes
+            left -= copy.num_bytes
+            if left <= 0:
+                return
+        with self._condition:
+            queue.current = None
+        self._settle(ticket)
+
+    def _settle(self, ticket: WriteTicket) -> None:
+        """As it ended. Looked at once more after the last piece: what went to an owner that has
+        died meanwhile has not arrived."""
         if self._loss:
             ticket.settle(TicketState.FAILED, f"write to {self.name}: {self._loss}")
         elif self._must_stop(ticket):
-            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
+            ticket.settle(TicketState.CANCELLED, _CLOSED_HERE if self._is_closed else _CANCELLED)
         else:
             ticket.settle(TicketState.DONE)
 
     def _must_stop(self, ticket: WriteTicket) -> bool:
         return bool(self._loss) or ticket.is_cancel_requested or self._is_closed
-
-    def _release(self) -> None:
-        with self._condition:
-            if self._has_let_go:
-                return
-            self._has_let_go = True
-        self._region.unmap()
-        self._let_go()
 
 
 def split_pieces(copies: Sequence[Copy], piece_bytes: int) -> Iterator[Copy]:

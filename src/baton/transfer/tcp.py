@@ -1,20 +1,26 @@
 """KV over plain TCP: any two hosts, no special hardware, and a fence.
 
 The owner checks each range against its open windows and receives straight into the region; the
-writer sends straight from its own. One thread serves all connections of a transport.
+writer sends straight from its own. A peer is several connections, and all connections of a
+transport are dealt out to its threads in turn, at either end.
 
 Invariant: only who knows the descriptor's token gets past the greeting, and only into windows.
-Elsewhere: the two sides (tcp_receiver.py, tcp_peer.py), what they say (tcp_frames.py).
+Elsewhere: the two sides (tcp_receiver.py; tcp_peer.py, tcp_lane.py), what they say (tcp_frames.py),
+socket options (tcp_sockets.py).
 """
 
+import functools
+import itertools
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
-from baton.core.errors import ConfigError, TransferError
+from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
+from baton.transfer.config import TransferConfig
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import Acceptor, IoLoop
 from baton.transfer.open_peers import OpenPeers
@@ -28,12 +34,18 @@ from baton.transfer.tcp_frames import (
 )
 from baton.transfer.tcp_peer import TcpPeer
 from baton.transfer.tcp_receiver import Region, TcpReceiver
+from baton.transfer.tcp_sockets import (
+    MAX_CONNECTIONS,
+    host_for_peers,
+    listen,
+    parse_address,
+    receive_exactly,
+    tune,
+)
 from baton.transfer.ticket import WriteAccount
 from baton.transfer.windows import WindowTable
 
 _GREETING_TIMEOUT_S = 5.0
-_MAX_CONNECTIONS = 1024
-_WILDCARDS = frozenset({"", "0.0.0.0", "::"})
 
 
 class TcpTransport:
@@ -46,6 +58,7 @@ class TcpTransport:
 
     name = "tcp"
     can_fence = True
+    can_recall = True
     same_host_only = False
 
     def __init__(
@@ -56,12 +69,12 @@ class TcpTransport:
         port: int = 0,
         advertised_host: str = "",
         stall_timeout_s: float = 10.0,
+        config: TransferConfig | None = None,
     ):
-        if host in _WILDCARDS and not advertised_host:
-            raise ConfigError(
-                f"KV host {host!r} is every interface; also give the address that peers reach"
-            )
+        told_host = host_for_peers(host, advertised_host)
+        config = config or TransferConfig()
         self._stall_timeout_s = stall_timeout_s
+        self._num_queues = config.num_queues
         self._view = segment.view()
         self._windows = WindowTable(segment.num_bytes)
         self._account = WriteAccount()
@@ -71,16 +84,17 @@ class TcpTransport:
         self._writer_id = secrets.token_bytes(16)
         token = secrets.token_bytes(16)
         self._region = Region(self._view, self._windows, token)
-        listener = _listen(host, port)
+        listener = listen(host, port)
         bound_port = listener.getsockname()[1]
         self._descriptor = RegionDescriptor(
             backend=self.name,
             host_id=host_id(),
-            address=f"{advertised_host or host}:{bound_port}/{token.hex()}",
+            address=f"{told_host}:{bound_port}/{token.hex()}",
             num_bytes=segment.num_bytes,
         )
-        self._loop = IoLoop("baton-tcp-io")
-        self._acceptor = Acceptor(self._loop, listener, self._accept)
+        self._loops = [IoLoop(f"baton-tcp-io-{index}") for index in range(config.num_threads)]
+        self._next_loop: Iterator[IoLoop] = itertools.cycle(self._loops)
+        self._acceptor = Acceptor(self._loops[0], listener, self._accept)
 
     @property
     def descriptor(self) -> RegionDescriptor:
@@ -95,23 +109,20 @@ class TcpTransport:
             return frozenset(each.writer_id for each in self._receivers if each.writer_id)
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> TcpPeer:
-        place = remote.address.partition("/")[0]
+        place = remote.place
+        give_up_s = time.monotonic() + timeout_s
+        connections: list[socket.socket] = []
         try:
-            host, port, token = _parse_address(remote.address)
-            connection = socket.create_connection((host, port), timeout_s)
+            address = parse_address(remote.address)
+            for _ in range(self._num_queues):
+                left_s = max(0.001, give_up_s - time.monotonic())
+                connections.append(self._open_lane(address, remote.num_bytes, left_s))
+            return self._start_peer(connections, place, remote.num_bytes)
         except (OSError, ValueError) as error:
+            for connection in connections:
+                connection.close()
             raise TransferError(
                 f"cannot reach the KV region: {error}", stage="connect", peer=place
-            ) from error
-        try:
-            _tune(connection, self._stall_timeout_s)
-            self._greet(connection, token, remote.num_bytes)
-            connection.setblocking(False)
-            return self._start_peer(connection, place, remote.num_bytes)
-        except (OSError, ValueError) as error:
-            connection.close()
-            raise TransferError(
-                f"the owner of the KV region turned us away: {error}", stage="connect", peer=place
             ) from error
 
     def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
@@ -127,91 +138,69 @@ class TcpTransport:
         return self._account.stats()
 
     def close(self) -> None:
-        if not self._peers.end():
+        if self._peers.end() is None:
             return
-        self._loop.run(self._close_sockets)
-        self._loop.stop()
+        self._loops[0].run(self._acceptor.close)
+        for loop in self._loops:
+            loop.run(functools.partial(self._close_receivers, loop))
+            loop.stop()
         self._view.release()
 
-    def _greet(self, connection: socket.socket, token: bytes, region_bytes: int) -> None:
-        connection.sendall(pack_greeting(token, self._writer_id, region_bytes))
-        status = parse_welcome(_receive_exactly(connection, WELCOME.size))
-        if status is not Status.WELCOME:
-            raise FrameError(
-                f"{status.name}; the owner has probably restarted, so ask it for its new descriptor"
-            )
+    def _open_lane(
+        self, address: tuple[str, int, bytes], region_bytes: int, timeout_s: float
+    ) -> socket.socket:
+        host, port, token = address
+        connection = socket.create_connection((host, port), timeout_s)
+        try:
+            tune(connection, self._stall_timeout_s)
+            connection.sendall(pack_greeting(token, self._writer_id, region_bytes))
+            status = parse_welcome(receive_exactly(connection, WELCOME.size))
+            if status is not Status.WELCOME:
+                raise FrameError(
+                    f"its owner turned us away with {status.name}; it has probably restarted, so "
+                    f"ask it for its new descriptor"
+                )
+            connection.setblocking(False)
+        except (OSError, ValueError):
+            connection.close()
+            raise
+        return connection
 
-    def _start_peer(self, connection: socket.socket, place: str, region_bytes: int) -> TcpPeer:
+    def _start_peer(
+        self, connections: Sequence[socket.socket], place: str, region_bytes: int
+    ) -> TcpPeer:
         peer = TcpPeer(
             f"tcp region {place}",
-            self._loop,
-            connection,
+            [(next(self._next_loop), connection) for connection in connections],
             self._view,
             region_bytes,
             self._account,
             self._peers.forget,
         )
         self._peers.add(peer)
-        self._loop.submit(peer.start)
+        peer.start()
         return peer
 
     def _accept(self, connection: socket.socket) -> None:
-        if len(self._receivers) >= _MAX_CONNECTIONS:
+        if len(self._receivers) >= MAX_CONNECTIONS:
             connection.close()
-            self._account.record_bad_connection(self.name, f"over {_MAX_CONNECTIONS} connections")
+            self._account.record_bad_connection(self.name, f"over {MAX_CONNECTIONS} connections")
             return
-        _tune(connection, self._stall_timeout_s)
-        receiver = TcpReceiver(self._loop, connection, self._region, self._forget_receiver)
+        tune(connection, self._stall_timeout_s)
         with self._lock:
+            loop = next(self._next_loop)
+            receiver = TcpReceiver(loop, connection, self._region, self._forget_receiver)
             self._receivers.add(receiver)
-        self._loop.call_later(_GREETING_TIMEOUT_S, receiver.expire)
+        loop.submit(functools.partial(receiver.start, _GREETING_TIMEOUT_S))
 
     def _forget_receiver(self, receiver: TcpReceiver, bad: str) -> None:
         with self._lock:
             self._receivers.discard(receiver)
         if bad:  # told last: who reads of it finds the writer gone
-            self._account.record_bad_connection(self.name, bad)
+            self._account.record_bad_connection(self.name, bad, is_stranger=receiver.is_stranger)
 
-    def _close_sockets(self) -> None:
-        self._acceptor.close()
-        for receiver in list(self._receivers):
+    def _close_receivers(self, loop: IoLoop) -> None:
+        with self._lock:
+            receivers = [receiver for receiver in self._receivers if receiver.loop is loop]
+        for receiver in receivers:
             receiver.close()
-
-
-def _receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
-    received = b""
-    while len(received) < num_bytes:
-        chunk = connection.recv(num_bytes - len(received))
-        if not chunk:
-            raise FrameError("the connection was closed during the greeting")
-        received += chunk
-    return received
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=128)
-    except OSError as error:
-        raise ConfigError(f"cannot listen for KV on {host}:{port}: {error}") from error
-
-
-def _parse_address(address: str) -> tuple[str, int, bytes]:
-    """Raises ValueError if it is not "host:port/token"."""
-    place, _, token = address.rpartition("/")
-    host, _, port = place.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"address {place!r} is not host:port/token")
-    return host.strip("[]"), int(port), bytes.fromhex(token)
-
-
-def _tune(connection: socket.socket, stall_timeout_s: float) -> None:
-    """Small frames at once, and a vanished host noticed in seconds. Buffer sizes stay the
-    kernel's own: setting them would end its automatic tuning."""
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
-    timeout_ms = int(stall_timeout_s * 1000)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)

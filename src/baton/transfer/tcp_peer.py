@@ -1,220 +1,113 @@
-"""The writer's side of one TCP peer: sends queued writes in order and settles them as answered.
+"""The writer's side of one TCP peer: several connections ("lanes"), each a queue of its own.
 
-Invariant: a ticket becomes DONE or CANCELLED by the owner's answer only, or CANCELLED when none of
-its bytes were sent or this side closed the connection; the end of the connection fails all others.
-Elsewhere: frames (tcp_frames.py), connecting (tcp.py).
+A window's writes all go by the lane that its name hashes to, so they stay in posting order, while
+a large one in another lane goes on beside them.
+
+Invariant: the lanes live and die together; the loss of one fails the peer as a whole.
+Elsewhere: one lane (tcp_lane.py), connecting (tcp.py).
 """
 
+import functools
 import socket
-import struct
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from baton.transfer.io_loop import READABLE, WRITABLE, IoLoop
+from baton.transfer.config import queue_of
+from baton.transfer.io_loop import IoLoop
 from baton.transfer.protocol import Copy, Ticket, TicketState, find_bad_copy
-from baton.transfer.tcp_frames import (
-    FROM_OWNER,
-    HEADER,
-    MAX_TEXT_BYTES,
-    FrameError,
-    Header,
-    Kind,
-    drop_front,
-    pack_frame,
-    pack_write,
-    parse_header,
-    parse_text,
-    split_frames,
-)
+from baton.transfer.tcp_frames import MAX_TEXT_BYTES
+from baton.transfer.tcp_lane import TcpLane
 from baton.transfer.ticket import WriteAccount, WriteTicket
 
-_TURN_BYTES = 4 << 20
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, 0 s
+_CLOSED_HERE = "this side closed the peer"
 
 
 class TcpPeer:
-    """One connection to an owner. `on_closed(peer)` is called once."""
+    """All connections to one owner, each with the loop that serves it. `on_closed(peer)` is called
+    once, when the last has been closed."""
 
     def __init__(
         self,
         name: str,
-        loop: IoLoop,
-        connection: socket.socket,
+        connections: Sequence[tuple[IoLoop, socket.socket]],
         source: memoryview,
         target_bytes: int,
         account: WriteAccount,
         on_closed: Callable[["TcpPeer"], None],
     ):
         self.name = name
-        self._loop = loop
-        self._socket = connection
-        self._source = source
+        self._source_bytes = len(source)
         self._target_bytes = target_bytes
         self._account = account
         self._on_closed = on_closed
         self._lock = threading.Lock()
         self._loss = ""
-        self._queue: deque[WriteTicket] = deque()
-        # The rest belongs to the loop's thread.
-        self._frames: Iterator[list[memoryview]] = iter(())
-        self._unsent: list[memoryview] = []
-        self._unanswered: dict[int, WriteTicket] = {}
-        self._answers = bytearray()
-        self._mask = READABLE
-        self._is_registered = False
+        self._num_open = len(connections)
+        self._lanes = [
+            TcpLane(name, loop, connection, source, self._lose) for loop, connection in connections
+        ]
 
     @property
     def is_alive(self) -> bool:
         return not self._loss
 
     def start(self) -> None:
-        """On the loop's thread."""
-        if not self._loss:
-            self._loop.register(self._socket.fileno(), self._mask, self)
-            self._is_registered = True
+        for lane in self._lanes:
+            lane.loop.submit(lane.start)
 
     def post_write(self, window: str, copies: Sequence[Copy]) -> Ticket:
         ticket = self._account.new_ticket(window, copies)
-        error = find_bad_copy(copies, len(self._source), self._target_bytes)
+        error = find_bad_copy(copies, self._source_bytes, self._target_bytes)
         if not error and len(window.encode()) > MAX_TEXT_BYTES:
             error = f"the window's name is longer than {MAX_TEXT_BYTES} bytes"
-        with self._lock:
-            error = error or self._loss
-            if not error:
-                self._queue.append(ticket)
+        error = error or self._loss
         if error:
             ticket.settle(TicketState.FAILED, f"write to {self.name}: {error}")
         else:
-            self._loop.submit(self._send_guarded)
+            self._lane_of(window).post(ticket)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         assert isinstance(ticket, WriteTicket), "a ticket of another backend"
         ticket.is_cancel_requested = True
-        self._loop.submit(self._drop_cancelled)
+        self._lane_of(ticket.window).drop_cancelled()
 
     def close(self) -> None:
-        self._loop.run(lambda: self._end(TicketState.CANCELLED, "this side closed the peer"))
-
-    def on_ready(self, mask: int) -> None:
-        try:
-            if mask & ~WRITABLE:
-                self._receive()
-            if not self._loss:
-                self._send_turn()
-        except FrameError as error:
-            self._end(TicketState.FAILED, f"the owner broke the protocol: {error}")
-        except OSError as error:
-            self._end(TicketState.FAILED, f"connection lost: {error}")
-
-    def on_bug(self, error: Exception) -> None:
-        self._end(TicketState.FAILED, f"internal error: {error!r}")
-
-    def _send_guarded(self) -> None:
-        # While the socket is full, its readiness calls us.
-        if not self._loss and not self._mask & WRITABLE:
-            self.on_ready(WRITABLE)
-
-    def _send_turn(self) -> None:
-        left = _TURN_BYTES
-        try:
-            while left > 0 and self._fill():
-                sent = self._socket.sendmsg(self._unsent)
-                self._unsent = drop_front(self._unsent, sent)
-                left -= sent
-        except BlockingIOError:
-            pass
-        self._watch(READABLE | WRITABLE if self._unsent or left <= 0 else READABLE)
-
-    def _watch(self, mask: int) -> None:
-        if mask != self._mask:
-            self._mask = mask
-            self._loop.modify(self._socket.fileno(), mask)
-
-    def _fill(self) -> bool:
-        """Have something to send; False when everything has been sent."""
-        while not self._unsent:
-            frame = next(self._frames, None)
-            if frame is not None:
-                self._unsent = frame
-                continue
-            with self._lock:
-                if not self._queue:
-                    return False
-                ticket = self._queue.popleft()
-            if ticket.is_cancel_requested:
-                ticket.settle(TicketState.CANCELLED, "cancelled by this side")
-            else:
-                self._unanswered[ticket.ticket_id] = ticket
-                self._frames = self._frames_of(ticket)
-        return True
-
-    def _frames_of(self, ticket: WriteTicket) -> Iterator[list[memoryview]]:
-        ticket.start()
-        ticket_id = ticket.ticket_id
-        yield [memoryview(pack_frame(Kind.BEGIN, ticket_id, ticket.window))]
-        for group in split_frames(ticket.copies):
-            if ticket.is_cancel_requested or not ticket.is_pending:
-                break
-            ranges = [self._source[c.src_offset : c.src_offset + c.num_bytes] for c in group]
-            yield [memoryview(pack_write(ticket_id, group)), *ranges]
-        last = Kind.CANCEL if ticket.is_cancel_requested else Kind.END
-        yield [memoryview(pack_frame(last, ticket_id))]
-
-    def _drop_cancelled(self) -> None:
         with self._lock:
-            cancelled = [ticket for ticket in self._queue if ticket.is_cancel_requested]
-            for ticket in cancelled:
-                self._queue.remove(ticket)
-        for ticket in cancelled:
-            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
+            self._loss = self._loss or _CLOSED_HERE
+        closed = [self._end_lane(lane) for lane in self._lanes]
+        if any(lane.loop.is_current_thread for lane in self._lanes):
+            return  # in a completion callback: two of them must not wait for each other's loop
+        for each in closed:
+            each.wait()
 
-    def _receive(self) -> None:
-        try:
-            chunk = self._socket.recv(64 << 10)
-        except BlockingIOError:
-            return
-        if not chunk:
-            self._end(TicketState.FAILED, "the owner has closed its region or died")
-            return
-        self._answers += chunk
-        while len(self._answers) >= HEADER.size:
-            header = parse_header(bytes(self._answers[: HEADER.size]), FROM_OWNER)
-            end = HEADER.size + header.num_table_bytes
-            if len(self._answers) < end:
-                return
-            text = parse_text(bytes(self._answers[HEADER.size : end]))
-            del self._answers[:end]
-            self._settle(header, text)
+    def _lane_of(self, window: str) -> TcpLane:
+        return self._lanes[queue_of(window, len(self._lanes))]
 
-    def _settle(self, header: Header, text: str) -> None:
-        ticket = self._unanswered.pop(header.ticket_id, None)
-        if ticket is None:
-            raise FrameError(f"an answer to write {header.ticket_id}, which does not wait for one")
-        if header.kind is Kind.DONE:
-            ticket.settle(TicketState.DONE)
-        elif header.kind is Kind.CANCELLED:
-            ticket.settle(TicketState.CANCELLED, "cancelled by this side")
-        else:
-            ticket.settle(TicketState.FAILED, f"write to {self.name} refused: {text}")
+    def _end_lane(self, lane: TcpLane) -> threading.Event:
+        ended = threading.Event()
 
-    def _end(self, state: TicketState, reason: str) -> None:
-        """Close the connection and settle everything that is pending."""
+        def end() -> None:
+            try:
+                lane.end(TicketState.CANCELLED, _CLOSED_HERE)
+            finally:
+                ended.set()
+
+        if lane.loop.is_current_thread:
+            end()
+        elif not lane.loop.submit(end):
+            ended.set()
+        return ended
+
+    def _lose(self, reason: str) -> None:
+        """A lane was closed: so are the others, soon."""
         with self._lock:
-            if self._loss:
-                return
-            self._loss = reason
-            pending = [*self._unanswered.values(), *self._queue]
-            self._queue.clear()
-        self._unanswered.clear()
-        self._frames, self._unsent = iter(()), []
-        if self._is_registered:
-            self._loop.unregister(self._socket.fileno())
-        if pending:
-            # Bytes still in the socket's buffer must not trickle out after we have let go.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        self._socket.close()
-        for ticket in pending:
-            ticket.settle(state, f"write to {self.name}: {reason}")
-        self._on_closed(self)
+            is_first = not self._loss
+            self._loss = self._loss or reason
+            self._num_open -= 1
+            is_last = self._num_open == 0
+        if is_first:
+            for lane in self._lanes:
+                lane.loop.submit(functools.partial(lane.end, TicketState.FAILED, reason))
+        if is_last:
+            self._on_closed(self)

@@ -78,11 +78,12 @@ class TcpReceiver:
         region: Region,
         on_closed: Callable[["TcpReceiver", str], None],
     ):
-        self._loop = loop
+        self.loop = loop
         self._socket = connection
         self._region = region
         self._on_closed = on_closed
         self._is_open = True
+        self._is_registered = False
         self._expect = _Expect.GREETING
         self._control = memoryview(bytearray(MAX_RANGES * RANGE.size))
         self._have = 0
@@ -94,7 +95,13 @@ class TcpReceiver:
         self._sink = memoryview(bytearray(0))
         self._unsent = bytearray()
         self.writer_id = ""
-        loop.register(connection.fileno(), READABLE, self)
+        self.is_stranger = False
+
+    def start(self, greeting_timeout_s: float) -> None:
+        if self._is_open:
+            self.loop.register(self._socket.fileno(), READABLE, self)
+            self._is_registered = True
+            self.loop.call_later(greeting_timeout_s, self._expire)
 
     def on_ready(self, mask: int) -> None:
         try:
@@ -109,7 +116,7 @@ class TcpReceiver:
     def on_bug(self, error: Exception) -> None:
         self.close()
 
-    def expire(self) -> None:
+    def _expire(self) -> None:
         """The time for greeting is over."""
         if self._expect is _Expect.GREETING:
             self.close(bad="no greeting in time")
@@ -119,7 +126,8 @@ class TcpReceiver:
             return
         self._is_open = False
         self._targets = []
-        self._loop.unregister(self._socket.fileno())
+        if self._is_registered:
+            self.loop.unregister(self._socket.fileno())
         self._socket.close()
         self._on_closed(self, bad)
 
@@ -198,6 +206,7 @@ class TcpReceiver:
             status = Status.WRONG_VERSION
         elif not hmac.compare_digest(greeting.token, self._region.token):
             status = Status.WRONG_TOKEN
+            self.is_stranger = True
         elif greeting.region_bytes != len(self._region.view):
             status = Status.WRONG_SIZE
         else:
@@ -268,4 +277,4 @@ class TcpReceiver:
                 del self._unsent[: self._socket.send(self._unsent)]
         except BlockingIOError:
             mask = READABLE | WRITABLE
-        self._loop.modify(self._socket.fileno(), mask)
+        self.loop.modify(self._socket.fileno(), mask)

@@ -8,7 +8,7 @@ Elsewhere: moving the bytes (shm_peer.py, tcp_peer.py).
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from baton.transfer.protocol import (
     CompletionCallback,
@@ -32,6 +32,9 @@ class WriteTicket:
         self.copies = merge_adjacent([copy for copy in copies if copy.num_bytes])
         self.num_bytes = sum(copy.num_bytes for copy in self.copies)
         self.is_cancel_requested = False
+        self.num_bytes_moved = 0
+        self.measure: Callable[[], int] = lambda: 0
+        """Progress that is known elsewhere than in `num_bytes_moved`; called from any thread."""
         self._account = account
         self._lock = threading.Lock()
         self._state = TicketState.PENDING
@@ -45,6 +48,10 @@ class WriteTicket:
     @property
     def error(self) -> str:
         return self._error
+
+    @property
+    def progress(self) -> int:
+        return self.num_bytes_moved + self.measure()
 
     @property
     def is_pending(self) -> bool:
@@ -78,6 +85,7 @@ class WriteAccount:
         self._num_failures = 0
         self._write_seconds = 0.0
         self._num_bad_connections = 0
+        self._num_strangers = 0
 
     def new_ticket(self, window: str, copies: Sequence[Copy]) -> WriteTicket:
         with self._lock:
@@ -96,6 +104,10 @@ class WriteAccount:
                 self._write_seconds += seconds
             elif ticket.state is TicketState.FAILED:
                 self._num_failures += 1
+        self.call_back()
+
+    def call_back(self) -> None:
+        """Tell whoever waits that something changed."""
         if self._callback is not None:
             try:
                 self._callback()
@@ -103,9 +115,13 @@ class WriteAccount:
                 # The caller's bug must not stop the thread that moves everybody's bytes.
                 _log.exception("the completion callback of a transport raised")
 
-    def record_bad_connection(self, backend: str, reason: str) -> None:
+    def record_bad_connection(
+        self, backend: str, reason: str, *, is_stranger: bool = False
+    ) -> None:
+        """`is_stranger`: it spoke the protocol but did not know the region's token."""
         with self._lock:
             self._num_bad_connections += 1
+            self._num_strangers += is_stranger
             is_first = self._num_bad_connections == 1
         level = logging.WARNING if is_first else logging.DEBUG
         _log.log(level, "%s transport closed a bad inbound connection: %s", backend, reason)
@@ -118,4 +134,5 @@ class WriteAccount:
                 num_failures=self._num_failures,
                 write_seconds=self._write_seconds,
                 num_bad_connections=self._num_bad_connections,
+                num_strangers=self._num_strangers,
             )

@@ -10,7 +10,13 @@ import pytest
 from aiohttp import web
 
 from baton.core.errors import TransferError
-from baton.disagg.bootstrap import MAX_BODY_BYTES, BootstrapClient, BootstrapServer, PrefillRank
+from baton.disagg.bootstrap import (
+    MAX_BODY_BYTES,
+    BootstrapClient,
+    BootstrapServer,
+    PrefillRank,
+    registration_key,
+)
 
 ALL = {"prefill_dp_rank": -1, "prefill_cp_rank": -1, "target_tp_rank": -1, "target_pp_rank": -1}
 FIRST = dict.fromkeys(ALL, 0)
@@ -233,3 +239,36 @@ def test_a_server_that_hangs() -> None:
             check_failure(failure.value, port, "no answer within 0.05 s")
 
     asyncio.run(scenario())
+
+
+def test_with_a_secret_only_who_proves_it_changes_state() -> None:
+    asyncio.run(_only_who_proves_the_secret_changes_state())
+
+
+async def _only_who_proves_the_secret_changes_state() -> None:
+    secret = "the secret of the cluster"
+    server = BootstrapServer(prefill_http_port=30000, secret=secret)
+    port = await server.start("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{port}"
+    rank = {"rank_ip": "127.0.0.1", "rank_port": 4242}
+    room = {"bootstrap_room": 7, "dp_rank": 0}
+    good = {"Authorization": f"Bearer {registration_key(secret)}"}
+    try:
+        async with aiohttp.ClientSession() as session:
+            for headers in ({}, {"Authorization": f"Bearer {secret}"}, {"Authorization": "\u00fc"}):
+                for call, path, body in (
+                    (session.put, "/route", rank),
+                    (session.post, "/register_dp_rank", room),
+                ):
+                    async with call(url + path, json=body, headers=headers) as answer:
+                        assert answer.status == 401
+            assert not server.is_complete
+            async with session.put(url + "/route", json=rank, headers=good) as answer:
+                assert answer.status == 200
+            async with session.post(url + "/register_dp_rank", json=room, headers=good) as answer:
+                assert answer.status == 200
+        client = BootstrapClient()
+        assert await client.resolve("127.0.0.1", port) == "127.0.0.1:4242"  # questions stay open
+        await client.close()
+    finally:
+        await server.stop()

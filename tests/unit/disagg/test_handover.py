@@ -216,6 +216,55 @@ def test_blocks_stay_quarantined_while_a_hung_peer_may_still_write() -> None:
     check_all_is_over(world)
 
 
+def let_both_run(world: HandoverWorld, num_turns: int) -> None:
+    for _ in range(num_turns):
+        for side in (world.prefill, world.decode):
+            side.receive(9)
+            side.turn()
+
+
+def test_a_write_that_cannot_be_recalled_holds_the_blocks_at_both_ends() -> None:
+    """Decode hung, was given up, goes on and connects again: it must not hear that all is over."""
+    world = HandoverWorld(can_fence=False, can_recall=False)
+    world.submit(list(range(20)), 3, prefill=True, decode=True)
+    world.decode.turn()
+    world.prefill.receive(2)
+    world.prefill.turn()
+    (writer,) = world.all_writers
+    assert writer.tickets
+    world.cut_link(LostReason.HEARTBEAT)
+    let_both_run(world, num_turns=1)
+    assert not writer.is_alive
+    assert finished(world.decode, "d0") is FinishReason.ERROR
+    world.submit(list(range(50, 54)), 2, prefill=True, decode=True)  # connects again
+    let_both_run(world, num_turns=10)
+    assert world.prefill.core.pool.num_in_use > 1
+    assert world.decode.core.pool.num_in_use > 1
+    while writer.tickets:
+        world.land_write(writer)  # checks that the blocks are still set aside
+    world.settle()
+    check_all_is_over(world)
+
+
+def test_decode_hears_of_a_lost_pool_when_nothing_can_arrive_any_more() -> None:
+    world = HandoverWorld(can_fence=False, can_recall=False)
+    world.submit(list(range(20)), 3, prefill=True, decode=True)
+    world.decode.turn()
+    world.prefill.receive(2)
+    world.prefill.turn()
+    (writer,) = world.all_writers
+    writer.close()
+    let_both_run(world, num_turns=3)
+    assert finished(world.prefill, "p0") is FinishReason.ERROR
+    assert not any(output.finish for output in world.decode.outputs)
+    while writer.tickets:
+        world.land_write(writer)
+    let_both_run(world, num_turns=3)
+    assert finished(world.decode, "d0") is FinishReason.ERROR
+    world.settle()
+    check_all_is_over(world)
+
+
 def test_a_prompt_that_differs_between_the_legs_is_refused() -> None:
     world = HandoverWorld(can_fence=True)
     world.submit([1, 2, 3], 2, prefill=False, decode=True)

@@ -24,7 +24,7 @@ from baton.testing.handover_world import MODEL, PREFILL_ADDRESS, HandoverWorld, 
 
 CODEC: Codec[HandoverMessage] = Codec(HandoverMessage)
 PROMPT = list(range(9))  # three blocks of four
-TRANSFER = "decode-engine-0"
+TRANSFER = "decode-engine-1"
 
 
 def reserved(world: HandoverWorld, **fields: object) -> KvReserved:
@@ -214,7 +214,7 @@ def test_the_release_goes_to_the_connection_that_asked(is_cancelled_before_the_l
 
 
 def test_reservations_without_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("baton.disagg.prefill._MAX_PARKED", 3)
+    monkeypatch.setattr("baton.disagg.reservations._MAX_PARKED", 3)
     world = HandoverWorld(can_fence=True)
     told = listened(world)
     for room in range(5):
@@ -239,7 +239,7 @@ def test_a_reservation_made_while_its_peer_is_being_lost_hits_nobodys_blocks() -
 
 
 NUMBERS = st.sampled_from([0, 1, 2, 3, 4, 7, 10**6, 2**63, 2**64 - 1])
-TRANSFERS = st.sampled_from([TRANSFER, "decode-engine-1", "t", ""])
+TRANSFERS = st.sampled_from([TRANSFER, "decode-engine-2", "t", ""])
 MESSAGES = st.one_of(
     st.builds(
         dict,

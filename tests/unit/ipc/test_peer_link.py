@@ -9,9 +9,12 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baton.core.errors import ConfigError
 from baton.ipc.framing import FrameError, frame
+from baton.ipc.peer_auth import REFUSAL, FrameSeal, Handshake
 from baton.ipc.peer_link import (
     LostReason,
     PeerConnected,
@@ -37,7 +40,7 @@ HELLO_CODEC: Codec[EngineHello] = Codec(EngineHello)
 class Engine:
     """A peer link and what it reported."""
 
-    def __init__(self, name: str, interval_s: float = 5.0, **options: float):
+    def __init__(self, name: str, interval_s: float = 5.0, **options: float | bytes):
         self.events: queue.Queue[PeerEvent] = queue.Queue()
         self.hello = EngineHello(engine_id=name, writer_ids=[f"writer of {name}"])
         self.link = PeerLink(
@@ -61,8 +64,8 @@ MakeEngine = Callable[..., Engine]
 def make_engine() -> Iterator[MakeEngine]:
     engines: list[Engine] = []
 
-    def make(name: str, **options: float) -> Engine:
-        engines.append(Engine(name, **options))
+    def make(name: str, **options: float | bytes) -> Engine:
+        engines.append(Engine(name, **options))  # type: ignore[arg-type]
         return engines[-1]
 
     yield make
@@ -78,6 +81,32 @@ def connect_raw(engine: Engine) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", engine.link.port), WAIT_S)
     connection.settimeout(WAIT_S)
     return connection
+
+
+class Raw:
+    """One side of a connection, spoken by hand."""
+
+    def __init__(self, connection: socket.socket, secret: bytes = b"", *, connects: bool = True):
+        self.connection = connection
+        self.handshake = Handshake(secret, is_connecting=connects)
+        connection.sendall(frame(self.handshake.challenge()))
+        self.handshake.read_challenge(self.receive())
+
+    def prove(self) -> "Raw":
+        self.connection.sendall(frame(self.handshake.proof()))
+        self.handshake.check_proof(self.receive())
+        self.outgoing, self.incoming = self.handshake.seals()
+        return self
+
+    def say(self, payload: bytes) -> None:
+        self.connection.sendall(frame(self.outgoing.seal(payload)))
+
+    def receive(self) -> bytes:
+        (num_bytes,) = struct.unpack(">I", receive_exactly(self.connection, 4))
+        return receive_exactly(self.connection, num_bytes)
+
+    def hear(self) -> bytes:
+        return self.incoming.open(self.receive())
 
 
 def receive_exactly(connection: socket.socket, num_bytes: int) -> bytes:
@@ -173,9 +202,9 @@ def test_after_a_loss_nothing_is_sent_until_it_is_acknowledged(make_engine: Make
         connection, _ = restarted.accept()
         with connection:
             connection.settimeout(WAIT_S)
-            expected = frame(HELLO_CODEC.encode(decode.hello))
-            expected += frame(CODEC.encode(released("again")))
-            assert receive_exactly(connection, len(expected)) == expected
+            peer = Raw(connection, connects=False).prove()
+            assert HELLO_CODEC.decode(peer.hear()) == decode.hello
+            assert CODEC.decode(peer.hear()) == released("again")
 
 
 def test_queued_messages_are_flushed_by_close(make_engine: MakeEngine) -> None:
@@ -202,7 +231,7 @@ def test_a_silent_peer_is_lost_and_a_beating_one_is_not(make_engine: MakeEngine)
     beating_greeting = engine.next()
     assert isinstance(engine.next(), PeerMessage)
     with connect_raw(engine) as silent:
-        silent.sendall(frame(HELLO_CODEC.encode(beating.hello)))
+        Raw(silent).prove().say(HELLO_CODEC.encode(beating.hello))
         silent_greeting = engine.next()
         event = engine.next()
     assert isinstance(event, PeerLost)
@@ -213,13 +242,14 @@ def test_a_silent_peer_is_lost_and_a_beating_one_is_not(make_engine: MakeEngine)
 
 def test_heartbeats_go_out_while_the_main_thread_computes(make_engine: MakeEngine) -> None:
     engine = make_engine("decode", interval_s=0.01, max_missed=1000)
-    with connect_raw(engine) as peer:
-        hello = frame(HELLO_CODEC.encode(engine.hello))
-        assert receive_exactly(peer, len(hello)) == hello
+    with connect_raw(engine) as connection:
+        peer = Raw(connection).prove()
+        assert HELLO_CODEC.decode(peer.hear()) == engine.hello
+        peer.say(HELLO_CODEC.encode(engine.hello))
         beats = 0
         while beats < 10:
             sum(range(10000))
-            assert receive_exactly(peer, 4) == frame(b"")
+            assert peer.hear() == b""
             beats += 1
 
 
@@ -232,9 +262,10 @@ def test_heartbeats_go_out_while_the_main_thread_computes(make_engine: MakeEngin
         struct.pack(">I", 3) + b"\xc1\xc1\xc1",
         frame(b""),
         struct.pack(">I", 15 << 20) + bytes(1 << 20),
-        frame(HELLO_CODEC.encode(EngineHello(engine_id="x", writer_ids=[], protocol=99))),
+        frame(HELLO_CODEC.encode(EngineHello(engine_id="x", writer_ids=[]))),
+        frame(struct.pack("!8sH32s", b"BATNCTL1", 99, bytes(32))),
     ],
-    ids=["http", "http2", "huge", "not-msgpack", "no-hello", "endless-hello", "other-version"],
+    ids=["http", "http2", "huge", "not-msgpack", "empty", "endless", "hello", "other-version"],
 )
 def test_a_stranger_is_turned_away(make_engine: MakeEngine, garbage: bytes) -> None:
     engine, decode = make_engine("prefill"), make_engine("decode")
@@ -265,7 +296,9 @@ def test_random_garbage_never_breaks_it(make_engine: MakeEngine) -> None:
 def test_a_peer_that_sends_a_broken_message_is_dropped(make_engine: MakeEngine) -> None:
     engine = make_engine("prefill")
     with connect_raw(engine) as peer:
-        peer.sendall(frame(HELLO_CODEC.encode(engine.hello)) + frame(b"\x81\xa4type\xa3Odd"))
+        raw = Raw(peer).prove()
+        raw.say(HELLO_CODEC.encode(engine.hello))
+        raw.say(b"\x81\xa4type\xa3Odd")
         assert isinstance(engine.next(), PeerConnected)
         event = engine.next()
         assert isinstance(event, PeerLost)
@@ -275,7 +308,7 @@ def test_a_peer_that_sends_a_broken_message_is_dropped(make_engine: MakeEngine) 
 def test_a_peer_that_does_not_read_is_dropped(make_engine: MakeEngine) -> None:
     engine = make_engine("decode", max_unsent_bytes=1 << 20)
     with connect_raw(engine) as peer:
-        peer.sendall(frame(HELLO_CODEC.encode(engine.hello)))
+        Raw(peer).prove().say(HELLO_CODEC.encode(engine.hello))
         greeting = engine.next()
         assert isinstance(greeting, PeerConnected)
         for _ in range(20):
@@ -319,3 +352,140 @@ def test_nothing_is_left_behind() -> None:
         first.link.close()
     assert len(os.listdir("/proc/self/fd")) == fds
     assert threading.active_count() == threads
+
+
+SECRET = b"correct horse battery staple"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(SECRET, b"wrong" * 4), (SECRET, b""), (b"", SECRET)]
+)
+def test_a_wrong_secret_ends_it_on_both_sides(
+    make_engine: MakeEngine, first: bytes, second: bytes
+) -> None:
+    decode, prefill = make_engine("decode", secret=first), make_engine("prefill", secret=second)
+    decode.link.send(prefill.address, released("for peers only"))
+    event = decode.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.SECRET
+    assert "BATON_CLUSTER_SECRET" in event.detail
+    assert prefill.events.empty()
+    assert (decode.link.num_wrong_secrets, decode.link.num_bad_connections) == (1, 0)
+    friend = make_engine("friend", secret=second)
+    friend.link.send(prefill.address, released("still alive"))
+    assert isinstance(prefill.next(), PeerConnected)
+    assert (prefill.link.num_wrong_secrets, prefill.link.num_bad_connections) == (1, 0)
+
+
+def test_the_same_secret_joins(make_engine: MakeEngine) -> None:
+    decode, prefill = make_engine("decode", secret=SECRET), make_engine("prefill", secret=SECRET)
+    decode.link.send(prefill.address, released("a"))
+    assert isinstance(prefill.next(), PeerConnected)
+    message = prefill.next()
+    assert isinstance(message, PeerMessage)
+    assert message.message == released("a")
+
+
+def test_a_stranger_learns_nothing_from_one_who_connects_to_it(make_engine: MakeEngine) -> None:
+    """Decode connects to whatever address a client named."""
+    decode = make_engine("decode", secret=SECRET)
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        address = f"127.0.0.1:{stranger.getsockname()[1]}"
+        decode.link.send(address, released("for peers only"))
+        connection, _ = stranger.accept()
+        connection.settimeout(WAIT_S)
+        raw = Raw(connection, b"a guess", connects=False)
+        proof = raw.receive()
+        assert len(proof) == 32
+        connection.sendall(frame(proof))  # reflected
+        assert_closed(connection)
+    event = decode.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.SECRET
+
+
+def test_a_proof_of_another_connection_is_worth_nothing(make_engine: MakeEngine) -> None:
+    engine = make_engine("prefill", secret=SECRET)
+    with connect_raw(engine) as connection:
+        raw = Raw(connection, SECRET)
+        proof = raw.handshake.proof()
+        raw.prove()
+    with connect_raw(engine) as connection:
+        raw = Raw(connection, SECRET)
+        connection.sendall(frame(proof))
+        assert raw.receive() == REFUSAL
+        assert_closed(connection)
+    assert engine.link.num_wrong_secrets == 1
+
+
+def test_a_message_before_the_proof_ends_it(make_engine: MakeEngine) -> None:
+    engine = make_engine("prefill", secret=SECRET)
+    with connect_raw(engine) as connection:
+        Raw(connection, SECRET)
+        connection.sendall(frame(CODEC.encode(released("x"))))
+        assert_closed(connection)
+    assert engine.link.num_bad_connections == 1
+    assert engine.events.empty()
+
+
+@pytest.mark.parametrize("attack", ["changed", "repeated", "cleartext"])
+def test_a_forged_frame_ends_the_connection(make_engine: MakeEngine, attack: str) -> None:
+    engine = make_engine("prefill", secret=SECRET)
+    with connect_raw(engine) as connection:
+        raw = Raw(connection, SECRET).prove()
+        raw.say(HELLO_CODEC.encode(engine.hello))
+        assert isinstance(engine.next(), PeerConnected)
+        plain = CODEC.encode(released("x"))
+        sealed = raw.outgoing.seal(plain)
+        assert plain not in sealed
+        forged = {
+            "changed": frame(bytes([sealed[0] ^ 1]) + sealed[1:]),
+            "repeated": frame(sealed) + frame(sealed),
+            "cleartext": frame(plain),
+        }[attack]
+        connection.sendall(forged)
+        if attack == "repeated":
+            assert isinstance(engine.next(), PeerMessage)
+        event = engine.next()
+    assert isinstance(event, PeerLost)
+    assert event.reason is LostReason.PROTOCOL
+
+
+def test_seals_of_the_two_directions_differ() -> None:
+    one, other = Handshake(SECRET, is_connecting=True), Handshake(SECRET, is_connecting=False)
+    one.read_challenge(other.challenge())
+    other.read_challenge(one.challenge())
+    outgoing, _ = one.seals()
+    answering, incoming = other.seals()
+    sealed = outgoing.seal(b"words")
+    assert incoming.open(sealed) == b"words"
+    with pytest.raises(FrameError, match="changed"):
+        one.seals()[1].open(sealed)  # sent back to who made it
+    assert answering.seal(b"words") != sealed
+    assert len(sealed) == len(b"words") + FrameSeal.OVERHEAD_BYTES
+
+
+@pytest.mark.parametrize("is_after_challenge", [False, True])
+def test_noise_is_turned_away_and_counted(
+    make_engine: MakeEngine, is_after_challenge: bool
+) -> None:
+    engine = make_engine("prefill", secret=SECRET)
+    num_strangers = 0
+
+    @settings(max_examples=25, deadline=None, derandomize=True)
+    @given(st.binary(min_size=64, max_size=400))
+    def send(noise: bytes) -> None:
+        nonlocal num_strangers
+        num_strangers += 1
+        with connect_raw(engine) as connection:
+            if is_after_challenge:
+                Raw(connection, SECRET)
+                noise = frame(noise[:64])
+            _send_all(connection, noise)
+            assert_closed(connection)
+
+    send()
+    assert engine.link.num_bad_connections + engine.link.num_wrong_secrets == num_strangers
+    friend = make_engine("friend", secret=SECRET)
+    friend.link.send(engine.address, released("still alive"))
+    assert isinstance(engine.next(), PeerConnected)

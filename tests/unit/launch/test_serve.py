@@ -54,7 +54,9 @@ def test_the_router_understands_its_command_line(topology: Topology) -> None:
 def test_the_key_is_on_no_command_line() -> None:
     options = serve.WorkerOptions(api_key="sesame")
     assert not any("sesame" in word for word in serve._worker_argv(options))
-    assert serve._environ(options)[serve.API_KEY_VARIABLE] == "sesame"
+    environ = serve._environ(options, "a secret of the tree")
+    assert environ[serve.API_KEY_VARIABLE] == "sesame"
+    assert environ[serve.CLUSTER_SECRET_VARIABLE] == "a secret of the tree"
 
 
 def test_the_link_and_verification_reach_the_workers() -> None:

@@ -1,13 +1,17 @@
 """Rates and registries."""
 
+from dataclasses import MISSING, replace
+
 from baton.core.clock import FakeClock
 from baton.obs.metrics import EngineSnapshot, RateWindow, WorkerMetrics
 
 
-def snapshot(**changes: int) -> EngineSnapshot:
-    fields = dict.fromkeys(
-        (name for name in EngineSnapshot.__dataclass_fields__ if name != "total_finished"), 0
-    )
+def snapshot(**changes: object) -> EngineSnapshot:
+    fields: dict[str, object] = {
+        name: 0
+        for name, field in EngineSnapshot.__dataclass_fields__.items()
+        if field.default_factory is MISSING
+    }
     return EngineSnapshot(**{**fields, **changes})  # type: ignore[arg-type]
 
 
@@ -62,3 +66,38 @@ def test_labels_are_escaped() -> None:
         model_name='a"b\n', engine_type="unified", read_engine=snapshot, clock=FakeClock()
     )
     assert 'model_name="a\\"b\\n"' in metrics.render().decode()
+
+
+def test_refused_connections_are_told_by_channel_and_reason() -> None:
+    refused = {"control": {"malformed": 2, "secret": 3}, "kv": {"malformed": 0, "secret": 1}}
+    metrics = WorkerMetrics(
+        model_name="m",
+        engine_type="decode",
+        read_engine=lambda: replace(snapshot(), total_refused=refused),
+        clock=FakeClock(),
+    )
+    text = metrics.render().decode()
+    for channel, reasons in refused.items():
+        for reason, count in reasons.items():
+            line = (
+                f'baton:refused_connections_total{{channel="{channel}",engine_type="decode",'
+                f'model_name="m",reason="{reason}"}} {count:.1f}'
+            )
+            assert line in text
+
+
+def test_hand_overs_are_counted_by_stage() -> None:
+    metrics = WorkerMetrics(
+        model_name="m",
+        engine_type="decode",
+        read_engine=lambda: snapshot(
+            handover_failures=[("writing", "504", 2)],
+            handover_stages={"writing": (3, 1.5)},
+            num_quarantined_blocks=7,
+        ),
+        clock=FakeClock(),
+    )
+    text = metrics.render().decode()
+    assert 'stage="writing",status="504"} 2.0' in text
+    assert "baton:handover_stage_seconds_sum" in text
+    assert 'baton:quarantined_blocks{engine_type="decode",model_name="m"} 7.0' in text

@@ -12,7 +12,7 @@ from baton.core.clock import FakeClock
 from baton.core.errors import ConfigError
 from baton.kvcache.storage import SharedSegment
 from baton.testing.faulty import FaultConfig, faulty
-from baton.testing.transport_conformance import (
+from baton.testing.transport_checks.sides import (
     BLOCK_BYTES,
     DEADLINE_S,
     WINDOW,

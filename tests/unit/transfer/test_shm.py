@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from baton.core.errors import ConfigError, TransferError
+from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer import ShmTransport
+from baton.transfer.config import TransferConfig
 from baton.transfer.protocol import Copy, TicketState
 from baton.transfer.shm_owner import HELLO, MAGIC, WELCOME
 from baton.transfer.shm_peer import split_pieces
@@ -31,8 +32,12 @@ def transport() -> Iterator[ShmTransport]:
 def dial(transport: ShmTransport) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(WAIT_S)
-    connection.connect(f"\0{transport.descriptor.address}")
+    connection.connect(f"\0{transport.descriptor.place}")
     return connection
+
+
+def token_of(transport: ShmTransport) -> bytes:
+    return bytes.fromhex(transport.descriptor.address.partition("/")[2])
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -46,7 +51,7 @@ def test_nothing_is_on_disk_and_the_name_is_not_guessable(transport: ShmTranspor
     segment = SharedSegment(SIZE)
     other = ShmTransport(segment)
     assert other.descriptor.address != transport.descriptor.address
-    assert not os.path.exists(transport.descriptor.address)
+    assert not os.path.exists(transport.descriptor.place)
     other.close()
     segment.close()
 
@@ -67,7 +72,7 @@ def test_strangers_get_no_descriptor(transport: ShmTransport) -> None:
 
 def test_a_hello_in_pieces_is_served(transport: ShmTransport) -> None:
     with dial(transport) as writer:
-        for byte in HELLO.pack(MAGIC, b"w" * 16):
+        for byte in HELLO.pack(MAGIC, token_of(transport), b"w" * 16):
             writer.sendall(bytes([byte]))
         writer.sendall(b"more than anybody asked for")
         received, fds, _, _ = socket.recv_fds(writer, WELCOME.size, 1)
@@ -127,14 +132,16 @@ def test_a_peer_may_be_closed_from_the_completion_callback(transport: ShmTranspo
 @pytest.mark.parametrize("prefault_bytes", [0, 12345, 1 << 40])
 def test_several_copy_threads(transport: ShmTransport, prefault_bytes: int) -> None:
     segment = SharedSegment(SIZE)
-    writer = ShmTransport(segment, num_copy_threads=3, prefault_bytes=prefault_bytes)
+    writer = ShmTransport(
+        segment, config=TransferConfig(num_threads=3), prefault_bytes=prefault_bytes
+    )
     peers = [writer.connect(transport.descriptor, WAIT_S) for _ in range(5)]
-    tickets = [peer.post_write("w", [Copy(0, 0, SIZE)]) for peer in peers for _ in range(20)]
+    tickets = [
+        peer.post_write(f"w{index}", [Copy(0, 0, SIZE)]) for peer in peers for index in range(20)
+    ]
     wait_until(lambda: all(ticket.state is TicketState.DONE for ticket in tickets))
     writer.close()
     segment.close()
-    with pytest.raises(ConfigError, match="num_copy_threads"):
-        ShmTransport(segment, num_copy_threads=0)
 
 
 def test_split_pieces() -> None:

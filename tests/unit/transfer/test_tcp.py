@@ -13,6 +13,7 @@ import pytest
 from baton.core.errors import ConfigError, TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.transfer import TcpTransport
+from baton.transfer.config import TransferConfig
 from baton.transfer.protocol import Copy, TicketState
 from baton.transfer.tcp_frames import (
     FROM_OWNER,
@@ -208,6 +209,7 @@ def test_who_does_not_know_the_token_cannot_write(owner: Owner) -> None:
         stranger.sendall(b"\x16\x03\x01" + os.urandom(100))
         assert_cut_off(stranger)
     wait_until(lambda: owner.transport.stats().num_bad_connections == 3)
+    assert owner.transport.stats().num_strangers == 1
 
 
 def test_a_writer_that_reads_no_answers_is_cut_off(owner: Owner) -> None:
@@ -245,7 +247,7 @@ def test_a_restarted_owner_wants_its_new_descriptor() -> None:
 def test_a_stalled_owner_fails_the_write_by_itself() -> None:
     """It accepts and greets, then reads nothing more."""
     segment = SharedSegment(64 << 20)
-    transport = TcpTransport(segment, stall_timeout_s=0.5)
+    transport = TcpTransport(segment, stall_timeout_s=0.5, config=TransferConfig(num_queues=1))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}/{'00' * 16}"
         descriptor = msgspec.structs.replace(transport.descriptor, address=address)

@@ -1,0 +1,1 @@
+"""The checks of the transports, by idea; transport_conformance.py lists them."""
