@@ -47,7 +47,10 @@ class Dispatcher:
         if self._fleet.admission.is_open and not placement.needs_shapes:
             return UNKNOWN_REQUEST
         return shape_of(
-            exchange.generation, exchange.client_headers, with_prefix=placement.needs_prefixes
+            exchange.generation,
+            exchange.client_headers,
+            with_prefix=placement.needs_prefixes,
+            with_session=placement.needs_sessions,
         )
 
     async def _serve_now(

@@ -78,6 +78,10 @@ class Placement:
             config.policy_for(role) in (PolicyName.CACHE_AWARE, PolicyName.SLO_AWARE)
             for role in config.roles
         )
+        self._asks_for_sessions = any(
+            config.policy_for(role) is PolicyName.CONSISTENT_HASH
+            for role in (*config.roles, WorkerRole.REGULAR)
+        )
         self._asks_for_shapes = any(
             config.policy_for(role) not in (PolicyName.RANDOM, PolicyName.ROUND_ROBIN)
             for role in config.roles
@@ -86,6 +90,8 @@ class Placement:
             config.policy_for(role) is PolicyName.SLO_AWARE
             for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
         )
+        self._takes_pairs = config.pd_disaggregation
+        self._unified = self.states[WorkerRole.REGULAR]
         self._splitter = Splitter(config.split)
         metrics.choices.policy_for = config.policy_for
         self._workers: dict[str, Worker] = {}
@@ -147,13 +153,18 @@ class Placement:
         return self._asks_for_prefixes or self._is_mixed
 
     @property
+    def needs_sessions(self) -> bool:
+        """Whether a choice may depend on whose session a request belongs to."""
+        return self._asks_for_sessions
+
+    @property
     def needs_shapes(self) -> bool:
         """Whether a choice may depend on anything that requests say."""
         return self._asks_for_shapes or self._is_mixed
 
     @property
     def _is_mixed(self) -> bool:
-        return self._config.pd_disaggregation and len(self._roster(WorkerRole.REGULAR)) > 0
+        return self._takes_pairs and len(self._unified.roster) > 0
 
     def note_load(self, worker: Worker, num_requests: int | None, num_tokens: int) -> None:
         if worker.id in self._workers:
@@ -165,13 +176,16 @@ class Placement:
         """Whom to send it to: one worker that serves it whole, or (prefill, decode). None: a role
         has nobody."""
         self.breakers.catch_up(now_s)
-        whole = self._choose(WorkerRole.REGULAR, request, tried)
-        if not self._config.pd_disaggregation:
+        is_mixed = self._is_mixed
+        whole = None
+        if is_mixed or not self._takes_pairs:
+            whole = self._choose(WorkerRole.REGULAR, request, tried)
+        if not self._takes_pairs:
             return None if whole is None else [self._taken(whole, WorkerRole.REGULAR)]
         pair = self._choose_pair(request, tried)
         if whole is None and pair is None:
             return None
-        if not self._is_mixed:
+        if not is_mixed:
             assert pair is not None
             return self._taken_pair(pair)
         decision = self._splitter.decide(

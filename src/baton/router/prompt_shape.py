@@ -51,9 +51,14 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shape_of(
-    generation: Generation, headers: Mapping[str, str], *, with_prefix: bool = True
+    generation: Generation,
+    headers: Mapping[str, str],
+    *,
+    with_prefix: bool = True,
+    with_session: bool = True,
 ) -> RoutedRequest:
-    """`with_prefix` False: nobody will ask for the prompt's beginnings, so they are not named."""
+    """`with_prefix` False: nobody will ask for the prompt's beginnings, so they are not named.
+    `with_session` False: nor for its session."""
     fields = generation.fields
     prompt, before = _prompt(generation.route, fields)
     ids = None if generation.route == CHAT else _token_ids(prompt)
@@ -70,7 +75,7 @@ def shape_of(
         num_new_tokens=num_sequences * _num_new_tokens(fields),
         prefix_hashes=hashes,
         tokens_per_hash=tokens_per_hash,
-        session_key=_session_key(fields, headers),
+        session_key=_session_key(fields, headers) if with_session else None,
     )
 
 
