@@ -1,7 +1,7 @@
 """Options of the benchmarks; `baton bench`'s command line is derived from these fields."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 _THREADS: Final[dict[str, Any]] = {
     "help": "threads of the kernels (default: the cores it may use)",
@@ -36,6 +36,32 @@ class TransferBenchConfig:
     idle_s: float = field(
         default=3.0,
         metadata={"help": "how long each backend is watched idling", "metavar": "SECONDS"},
+    )
+
+
+@dataclass(frozen=True)
+class RouterBenchConfig:
+    """How to measure routers."""
+
+    rounds: int = field(
+        default=3, metadata={"help": "samples of every case, taken in turn", "minimum": 1}
+    )
+    seconds: float = field(
+        default=1.0, metadata={"help": "how long each sample takes", "metavar": "SECONDS"}
+    )
+    clients: tuple[int, ...] = field(
+        default=(1, 64, 256), metadata={"help": "numbers of clients to measure with", "minimum": 1}
+    )
+    route: Literal["generate", "chat"] = field(
+        default="generate", metadata={"help": "SGLang's /generate, or OpenAI's chat"}
+    )
+    num_workers: int = field(
+        default=1000,
+        metadata={
+            "flags": ("--workers",),
+            "help": "workers among which choosing a pair is timed",
+            "minimum": 2,
+        },
     )
 
 

@@ -5,6 +5,7 @@ Elsewhere: none of this is needed to serve.
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -53,8 +54,8 @@ class OtherLoad:
         return round(max(0.0, busy_s / (self._clock.now_s() - self._started_s)), 2)
 
 
-def describe_machine(isa: str, others: OtherLoad) -> Machine:
-    """Call at the end of a run. `isa`: the instruction set of the kernels that ran."""
+def describe_machine(isa: str, others: OtherLoad, more_packages: Sequence[str] = ()) -> Machine:
+    """Call at the end of a run. `isa`: the instruction set of the kernels that ran, or would."""
     return Machine(
         cpu=cpu_name(_read(_CPU_INFO)) or platform.processor() or platform.machine(),
         cores=num_cores(),
@@ -64,7 +65,7 @@ def describe_machine(isa: str, others: OtherLoad) -> Machine:
         available_isas=_native.available_isas(),
         system=platform.platform(),
         python=platform.python_version(),
-        versions={name: _version(name) for name in _PACKAGES},
+        versions={name: _version(name) for name in (*_PACKAGES, *more_packages)},
         load_average_before=others.load_average_before,
         other_cores=others.mean_cores(),
     )

@@ -26,11 +26,15 @@ def extend_hashes(
     salt: str = "",
 ) -> None:
     """Append to `hashes` until every full block of `token_ids` has one."""
-    num_full = len(token_ids) // block_size
+    num_known, num_full = len(hashes), len(token_ids) // block_size
+    if num_known >= num_full:
+        return
     parent = hashes[-1] if hashes else root_hash(salt)
-    for index in range(len(hashes), num_full):
-        block = np.asarray(token_ids[index * block_size : (index + 1) * block_size], dtype="<u4")
-        parent = hashlib.blake2b(parent + block.tobytes(), digest_size=_DIGEST_BYTES).digest()
+    new_ids = np.asarray(token_ids[num_known * block_size : num_full * block_size], dtype="<u4")
+    new_bytes, block_bytes = new_ids.tobytes(), block_size * new_ids.itemsize
+    for start in range(0, len(new_bytes), block_bytes):
+        block = new_bytes[start : start + block_bytes]
+        parent = hashlib.blake2b(parent + block, digest_size=_DIGEST_BYTES).digest()
         hashes.append(parent)
 
 

@@ -1,4 +1,4 @@
-"""`baton bench`: measure this machine's kernels, engine and KV transfer, and servers over HTTP.
+"""`baton bench`: measure kernels, engine, KV transfer and router, and servers over HTTP.
 
 Invariant: what is printed is what the JSON file says; a missed floor is shown, not an error.
 Elsewhere: the benchmarks (baton/bench), other engines' scripts (benchmarks/peers), load on a
@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from baton.bench.config import EngineBenchConfig, KernelBenchConfig, TransferBenchConfig
+from baton.bench.config import (
+    EngineBenchConfig,
+    KernelBenchConfig,
+    RouterBenchConfig,
+    TransferBenchConfig,
+)
 from baton.checkpoint.source import default_cache_dir, resolve_model
 from baton.core.errors import ConfigError
 from baton.launch.bench_compare import add_compare_parser, run_compare
@@ -33,6 +38,7 @@ examples:
   baton bench engine --model-path MODEL    whole steps of the engine, and other engines if installed
   baton bench engine --peers peers.json    compare with figures taken before
   baton bench transfer                     KV blocks into another process, over every backend
+  baton bench router                       Baton's router beside sglang-router, over instant workers
   baton bench serve --request-rate 2       load on a running server, any that speaks OpenAI's API
   baton bench compare --max-concurrency 8  the same load on Baton and other servers, in turn
 
@@ -75,7 +81,7 @@ def main(argv: Sequence[str]) -> int | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="baton bench",
-        description="Measure this machine's kernels, engine or KV transfer, or a running server.",
+        description="Measure kernels, engine, KV transfer or router, or a running server.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -86,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     add_flags(engine, EngineBenchConfig, _Peers, _Output)
     transfer = benchmarks.add_parser("transfer", help="KV blocks into another process")
     add_flags(transfer, TransferBenchConfig, _Output)
+    router = benchmarks.add_parser("router", help="the router, beside SGLang's")
+    add_flags(router, RouterBenchConfig, _Output)
     add_serve_parser(benchmarks)
     add_compare_parser(benchmarks)
     return parser
@@ -119,10 +127,17 @@ def _transfer(flags: argparse.Namespace) -> "Report":
     return bench_transfer(from_args(TransferBenchConfig, flags))
 
 
+def _router(flags: argparse.Namespace) -> "Report":
+    from baton.bench.bench_router import bench_router
+
+    return bench_router(from_args(RouterBenchConfig, flags))
+
+
 _BENCHMARKS: "Final[dict[str, Callable[[argparse.Namespace], Report]]]" = {
     "kernels": _kernels,
     "engine": _engine,
     "transfer": _transfer,
+    "router": _router,
 }
 
 

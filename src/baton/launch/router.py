@@ -16,6 +16,7 @@ import uvloop
 from baton.core.errors import ConfigError
 from baton.launch.flags import API_KEY_VARIABLE
 from baton.obs.logs import configure_logging
+from baton.router.breaker import BreakerRules
 from baton.router.config import (
     HealthRules,
     RouterConfig,
@@ -24,8 +25,10 @@ from baton.router.config import (
     parse_bootstrap_port,
     parse_worker_url,
 )
-from baton.router.policies import PolicyName
+from baton.router.policies import CacheRules, PolicyName
 from baton.router.server import StopRequests, run_router
+from baton.router.split import SplitRules
+from baton.router.waiting import WaitingRules
 
 __all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser", "run_router"]
 
@@ -71,6 +74,9 @@ def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
     _add_address(parser.add_argument_group("address"))
     _add_workers(parser.add_argument_group("workers"))
     _add_policies(parser.add_argument_group("routing policy"))
+    _add_split(parser.add_argument_group("unified workers beside prefill and decode"))
+    _add_breaker(parser.add_argument_group("circuit breaker"))
+    _add_queue(parser.add_argument_group("queue"))
     _add_limits(parser.add_argument_group("limits"))
     _add_health(parser.add_argument_group("health checks"))
     return parser
@@ -104,8 +110,8 @@ def _add_workers(group: Any) -> None:
     group.add_argument(
         "--pd-disaggregation",
         action="store_true",
-        help="every request goes to a prefill and a decode worker; "
-        "without it the workers are unified",
+        help="requests go to a prefill and a decode worker; unified workers may be in the same "
+        "pool. Without it all workers are unified",
     )
     group.add_argument(
         "--prefill",
@@ -149,8 +155,10 @@ def _add_policies(group: Any) -> None:
         choices=names,
         default=_default("policy").value,
         help="how to choose a worker. random; round_robin: the one longest unused; least_loaded: "
-        "fewest requests, by the router's own count and the workers' reports "
-        "(default: %(default)s)",
+        "fewest tokens, by the router's own count and the workers' reports; power_of_two: the less "
+        "loaded of two drawn ones; cache_aware: the one that was sent the longest beginning of the "
+        "prompt; consistent_hash: the same one for a session; slo_aware: the soonest first token "
+        "by what was measured (default: %(default)s)",
     )
     for role in ("prefill", "decode"):
         group.add_argument(
@@ -158,6 +166,150 @@ def _add_policies(group: Any) -> None:
             choices=names,
             help=f"how to choose {role} workers (default: as --policy)",
         )
+    _add_cache_rules(group)
+
+
+def _add_cache_rules(group: Any) -> None:
+    rules = CacheRules()
+    group.add_argument(
+        "--cache-threshold",
+        type=float,
+        default=rules.threshold,
+        metavar="SHARE",
+        help="cache_aware: share of the prompt that a worker must have been sent before to be "
+        "preferred (default: %(default)g)",
+    )
+    group.add_argument(
+        "--balance-abs-threshold",
+        type=int,
+        default=rules.balance_abs,
+        metavar="N",
+        help="cache_aware: the least loaded worker is taken instead if the preferred one has more "
+        "than N requests more (default: %(default)s) ...",
+    )
+    group.add_argument(
+        "--balance-rel-threshold",
+        type=float,
+        default=rules.balance_rel,
+        metavar="FACTOR",
+        help="... and more than FACTOR times as many (default: %(default)g)",
+    )
+    group.add_argument(
+        "--max-prefix-hashes",
+        type=int,
+        default=rules.max_hashes,
+        metavar="N",
+        help="beginnings of prompts remembered per role, about 250 bytes each "
+        "(default: %(default)s)",
+    )
+
+
+def _add_split(group: Any) -> None:
+    rules = SplitRules()
+    group.add_argument(
+        "--always-split",
+        action="store_true",
+        help="send every request to a prefill and a decode worker, even where a unified worker of "
+        "the same pool would have the first token sooner",
+    )
+    group.add_argument(
+        "--split-margin",
+        type=float,
+        default=rules.margin,
+        metavar="SHARE",
+        help="a way, once taken, is kept until the other is better by this share "
+        "(default: %(default)g)",
+    )
+    group.add_argument(
+        "--max-stall-ms",
+        type=float,
+        default=1000 * rules.max_stall_s,
+        metavar="MS",
+        help="longest that a whole prompt may stall the running streams of its worker; longer ones "
+        "are split (default: %(default)g)",
+    )
+
+
+def _add_breaker(group: Any) -> None:
+    rules = BreakerRules()
+    group.add_argument(
+        "--disable-circuit-breaker", action="store_true", help="never keep a healthy worker out"
+    )
+    group.add_argument(
+        "--cb-failure-threshold",
+        type=int,
+        default=rules.failure_threshold,
+        metavar="N",
+        help="failures of a worker's own after which it gets no requests; a success makes up for "
+        "one; overload and clients' errors do not count (default: %(default)s)",
+    )
+    group.add_argument(
+        "--cb-success-threshold",
+        type=int,
+        default=rules.success_threshold,
+        metavar="N",
+        help="single requests that must succeed before it gets all again (default: %(default)s)",
+    )
+    group.add_argument(
+        "--cb-window-duration-secs",
+        type=float,
+        default=rules.window_s,
+        metavar="SECONDS",
+        help="older failures are forgotten (default: %(default)g)",
+    )
+    group.add_argument(
+        "--cb-cool-down-secs",
+        type=float,
+        default=rules.cool_down_s,
+        metavar="SECONDS",
+        help="pause before the first trial request; it doubles with every one that fails "
+        "(default: %(default)g)",
+    )
+    group.add_argument(
+        "--cb-timeout-duration-secs",
+        type=float,
+        default=rules.max_cool_down_s,
+        metavar="SECONDS",
+        help="longest such pause (default: %(default)g)",
+    )
+
+
+def _add_queue(group: Any) -> None:
+    rules = WaitingRules()
+    group.add_argument(
+        "--max-concurrent-requests",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="requests that run at the same time; others wait for their turn (default: -1, no "
+        "limit)",
+    )
+    group.add_argument(
+        "--queue-size",
+        type=int,
+        default=rules.max_waiting,
+        metavar="N",
+        help="requests that may wait; then the least important one is answered 429 with "
+        "Retry-After (default: %(default)s)",
+    )
+    group.add_argument(
+        "--queue-timeout-secs",
+        type=float,
+        default=rules.max_wait_s,
+        metavar="SECONDS",
+        help="longest wait; then a request is answered 503 with Retry-After (default: %(default)g)",
+    )
+    group.add_argument(
+        "--schedule-low-priority-values-first",
+        action="store_true",
+        help="a request's `priority` 0 goes before 1 (default: higher values first)",
+    )
+    group.add_argument(
+        "--tenant-header",
+        metavar="NAME",
+        help="request header that names the tenant among which turns are shared; set it only where "
+        "a gateway sets that header (default: the API key tells tenants apart)",
+    )
 
 
 def _add_limits(group: Any) -> None:
@@ -241,7 +393,42 @@ def config_from(
             failure_threshold=args.health_failure_threshold,
             success_threshold=args.health_success_threshold,
         ),
+        cache=CacheRules(
+            threshold=args.cache_threshold,
+            balance_abs=args.balance_abs_threshold,
+            balance_rel=args.balance_rel_threshold,
+            max_hashes=args.max_prefix_hashes,
+        ),
+        split=SplitRules(
+            is_conditional=not args.always_split,
+            margin=args.split_margin,
+            max_stall_s=args.max_stall_ms / 1000,
+        ),
+        breaker=_breaker_rules(args),
+        waiting=WaitingRules(
+            max_running=_max_running(args),
+            max_waiting=args.queue_size,
+            max_wait_s=args.queue_timeout_secs,
+            low_values_first=args.schedule_low_priority_values_first,
+        ),
+        tenant_header=args.tenant_header,
         api_key=_api_key(args, environ or {}),
+    )
+
+
+def _max_running(args: argparse.Namespace) -> int | None:
+    given: int = args.max_concurrent_requests
+    return None if given == -1 else given
+
+
+def _breaker_rules(args: argparse.Namespace) -> BreakerRules:
+    return BreakerRules(
+        is_enabled=not args.disable_circuit_breaker,
+        failure_threshold=args.cb_failure_threshold,
+        success_threshold=args.cb_success_threshold,
+        window_s=args.cb_window_duration_secs,
+        cool_down_s=args.cb_cool_down_secs,
+        max_cool_down_s=args.cb_timeout_duration_secs,
     )
 
 

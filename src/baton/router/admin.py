@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
 from baton.core.errors import ConfigError, RequestError
 from baton.router.config import (
@@ -23,7 +22,7 @@ from baton.router.config import (
 from baton.router.errors import LegFailure, NoWorker
 from baton.router.exchange import forwarded_headers, request_id_of
 from baton.router.fleet import Fleet
-from baton.router.generation import read_body
+from baton.router.http.messages import Request, Response
 from baton.router.legs import WholeAnswer, Wire
 from baton.router.metrics import CONTENT_TYPE
 from baton.router.workers import Worker
@@ -31,6 +30,7 @@ from baton.router.workers import Worker
 WORKER_CALL_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 30.0
 """Above the 20 s after which a worker itself answers that it makes no token."""
+_OK = Response(200, b"OK", {"Content-Type": "text/plain; charset=utf-8"})
 _ANSWERING_ROLES = (WorkerRole.DECODE, WorkerRole.REGULAR, WorkerRole.PREFILL)
 
 
@@ -55,11 +55,11 @@ class AdminHandlers:
         self._fleet = fleet
         self._wire = wire
 
-    async def health(self, _request: web.Request) -> web.Response:
+    async def health(self, _request: Request) -> Response:
         """The router runs; whether requests can be served is /readiness."""
-        return web.Response(text="OK")
+        return _OK
 
-    async def readiness(self, _request: web.Request) -> web.Response:
+    async def readiness(self, _request: Request) -> Response:
         workers = list(self._fleet.pool)
         missing = self._fleet.missing_roles()
         answer: dict[str, Any] = {
@@ -72,30 +72,29 @@ class AdminHandlers:
             answer["reason"] = "no healthy worker of role " + " and ".join(missing)
         return _json(answer, status=503 if missing else 200)
 
-    async def health_generate(self, request: web.Request) -> web.Response:
+    async def health_generate(self, request: Request) -> Response:
         """One worker of every role makes a token; the first that cannot is the answer."""
-        workers = [self._fleet.pick(role) for role in self._config.roles]
+        workers = self._fleet.plan()
         calls = (self._call(worker, request, b"", PROBE_TIMEOUT_S) for worker in workers)
         for answer in await asyncio.gather(*calls):
             if answer.status >= 400:
                 return _passed_on(answer)
-        return web.Response(text="OK")
+        return _OK
 
-    async def metrics(self, _request: web.Request) -> web.Response:
-        headers = {"Content-Type": CONTENT_TYPE}
-        return web.Response(body=self._fleet.metrics.render(), headers=headers)
+    async def metrics(self, _request: Request) -> Response:
+        return Response(200, self._fleet.metrics.render(), {"Content-Type": CONTENT_TYPE})
 
-    async def list_workers(self, _request: web.Request) -> web.Response:
+    async def list_workers(self, _request: Request) -> Response:
         workers = list(self._fleet.pool)
         stats = {
             f"{role}_count": sum(worker.role is role for worker in workers) for role in WorkerRole
         }
         return _json({"workers": _records(workers), "total": len(workers), "stats": stats})
 
-    async def get_worker(self, request: web.Request) -> web.Response:
+    async def get_worker(self, request: Request) -> Response:
         return _json(_record(self._named_worker(request)))
 
-    async def add_worker(self, request: web.Request) -> web.Response:
+    async def add_worker(self, request: Request) -> Response:
         """Adding a worker that is there already, in the same role, changes nothing."""
         spec = await self._wanted_worker(request)
         worker = self._fleet.pool.find(spec.url)
@@ -119,7 +118,7 @@ class AdminHandlers:
         }
         return _json(answer, status=202, headers={"Location": location})
 
-    async def remove_worker(self, request: web.Request) -> web.Response:
+    async def remove_worker(self, request: Request) -> Response:
         worker = self._named_worker(request)
         await self._fleet.leave(worker)
         answer = {
@@ -129,7 +128,7 @@ class AdminHandlers:
         }
         return _json(answer, status=202)
 
-    async def get_loads(self, _request: web.Request) -> web.Response:
+    async def get_loads(self, _request: Request) -> Response:
         """KV tokens as last reported; -1 where a worker reports none."""
         loads = [
             {"worker": worker.url, "load": worker.load.num_tokens if worker.load else -1}
@@ -137,7 +136,7 @@ class AdminHandlers:
         ]
         return _json({"workers": loads})
 
-    async def ask_one(self, request: web.Request) -> web.Response:
+    async def ask_one(self, request: Request) -> Response:
         """GET from any healthy worker; decode first, whose answers are what clients see."""
         for role in _ANSWERING_ROLES:
             workers = self._fleet.pool.healthy(role)
@@ -146,7 +145,7 @@ class AdminHandlers:
         role = self._config.roles[-1]
         raise NoWorker(role, len(self._fleet.pool.of_role(role)))
 
-    async def flush_cache(self, request: web.Request) -> web.Response:
+    async def flush_cache(self, request: Request) -> Response:
         outcomes = await self._call_all(request, b"")
         num_done = sum(outcome["status"] == 200 for outcome in outcomes)
         all_done = bool(outcomes) and num_done == len(outcomes)
@@ -163,16 +162,16 @@ class AdminHandlers:
             answer["failed"] = [outcome for outcome in outcomes if outcome["status"] != 200]
         return _json(answer, status=200 if all_done else 503)
 
-    async def abort_request(self, request: web.Request) -> web.Response:
+    async def abort_request(self, request: Request) -> Response:
         """Told to all workers: nobody here remembers which one has the request."""
-        body = await read_body(request)
+        body = request.body
         _check_abort(body)
         outcomes = await self._call_all(request, body)
         told = any(outcome["status"] == 200 for outcome in outcomes)
         answer = {"status": "success" if told else "error", "workers": outcomes}
         return _json(answer, status=200 if told else 503)
 
-    async def _call_all(self, request: web.Request, body: bytes) -> list[dict[str, Any]]:
+    async def _call_all(self, request: Request, body: bytes) -> list[dict[str, Any]]:
         async def outcome(worker: Worker) -> dict[str, Any]:
             try:
                 answer = await self._call(worker, request, body)
@@ -185,16 +184,16 @@ class AdminHandlers:
     async def _call(
         self,
         worker: Worker,
-        request: web.Request,
+        request: Request,
         body: bytes,
         timeout_s: float = WORKER_CALL_TIMEOUT_S,
     ) -> WholeAnswer:
         headers = forwarded_headers(request.headers, request_id_of(request.headers))
         method = "GET" if request.method == "HEAD" else request.method
-        return await self._wire.fetch(worker, method, request.path_qs, body, headers, timeout_s)
+        return await self._wire.fetch(worker, method, request.target, body, headers, timeout_s)
 
-    def _named_worker(self, request: web.Request) -> Worker:
-        worker_id = request.match_info["worker_id"]
+    def _named_worker(self, request: Request) -> Worker:
+        worker_id = request.parameters["worker_id"]
         worker = self._fleet.pool.get(worker_id)
         if worker is None:
             raise RequestError(
@@ -205,9 +204,9 @@ class AdminHandlers:
             )
         return worker
 
-    async def _wanted_worker(self, request: web.Request) -> WorkerSpec:
+    async def _wanted_worker(self, request: Request) -> WorkerSpec:
         try:
-            wanted = msgspec.json.decode(await read_body(request), type=AddWorker)
+            wanted = msgspec.json.decode(request.body, type=AddWorker)
             url = parse_worker_url("url", wanted.url)
             check_role(wanted.worker_type, self._config.pd_disaggregation)
         except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:
@@ -229,8 +228,8 @@ def _check_abort(body: bytes) -> None:
         raise RequestError("give rid, or abort_all as true; the body has neither", param="rid")
 
 
-def _passed_on(answer: WholeAnswer) -> web.Response:
-    return web.Response(status=answer.status, body=answer.body, headers=dict(answer.headers))
+def _passed_on(answer: WholeAnswer) -> Response:
+    return Response(answer.status, answer.body, answer.headers)
 
 
 def _records(workers: Iterable[Worker]) -> list[dict[str, Any]]:
@@ -261,10 +260,7 @@ def _record(worker: Worker) -> dict[str, Any]:
 
 def _json(
     answer: dict[str, Any], *, status: int = 200, headers: dict[str, str] | None = None
-) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode(answer),
-        headers=headers,
-        content_type="application/json",
+) -> Response:
+    return Response(
+        status, msgspec.json.encode(answer), {"Content-Type": "application/json", **(headers or {})}
     )

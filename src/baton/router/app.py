@@ -1,15 +1,12 @@
-"""The router's aiohttp application: its routes, its guard, and the life of its parts.
+"""The router's application: its routes, its guard, and the life of its parts.
 
 Invariant: whatever happens, the answer has OpenAI's error shape and an X-Request-ID.
-Elsewhere: handlers (generation.py, admin.py), listening and signals (server.py).
+Elsewhere: handlers (generation.py, admin.py), HTTP (http/), listening and signals (server.py).
 """
 
+import contextlib
 import hmac
 from collections.abc import AsyncIterator
-
-import aiohttp
-from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import RequestError
@@ -21,6 +18,10 @@ from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.generation import GenerationHandlers, problem_of
 from baton.router.health import HealthMonitor
+from baton.router.http.client import UpstreamPool
+from baton.router.http.messages import Request, Response
+from baton.router.http.routes import NoMethod, NoRoute, Routes
+from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
 from baton.router.requests import GENERATION_ROUTES
 
@@ -33,116 +34,126 @@ not meet a connection that is just being closed."""
 OPEN_ROUTES = frozenset(("/health", "/liveness", "/readiness", "/health_generate", "/metrics"))
 """What probes and scrapers ask, without the API key."""
 
-FLEET = web.AppKey("FLEET", Fleet)
-GENERATION = web.AppKey("GENERATION", GenerationHandlers)
+
+class RouterApp:
+    """Answers requests while `running`."""
+
+    def __init__(self, config: RouterConfig, clock: Clock | None = None):
+        self._config = config
+        self._clock = clock or MonotonicClock()
+        self._expected_key = f"Bearer {config.api_key}".encode()
+        self.fleet = Fleet(config, self._clock)
+        self._wire = Wire(self.fleet, config.prefill_drain_limit_s)
+        self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
+        self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The life of all connections to workers."""
+        connections = UpstreamPool(self._config.connect_timeout_s, KEEPALIVE_S)
+        self._wire.attach(connections)
+        self.fleet.attach(self._monitor(connections))
+        try:
+            yield
+        finally:
+            await self.fleet.close()
+            self.generation.close()
+            self._wire.close()
+            await connections.close()
+
+    def admit(self, request: Request) -> Response | None:
+        """Ask for the key: the bodies of those without it are not read."""
+        if self._config.api_key is None or self._has_key(request):
+            return None
+        return problem_response(_WRONG_KEY, request_id_of(request.headers))
+
+    async def handle(self, request: Request) -> Response | ResponseStream:
+        """Give every error one shape."""
+        refusal = self.admit(request)
+        if refusal is not None:
+            return refusal
+        try:
+            handler = self._routes.find(request)
+            response = await handler(request)
+        except NoRoute:
+            return _refusal(request, 404, "not_found", f"the router has no route {request.path}")
+        except NoMethod as error:
+            return self._refuse_method(request, ", ".join(sorted(error.allowed)))
+        except RequestError as error:
+            return problem_response(problem_of(error), request_id_of(request.headers))
+        except RouterFailure as failure:
+            return problem_response(failure.problem, request_id_of(request.headers))
+        except Exception as error:
+            request_id = request_id_of(request.headers)
+            _log.error("internal error", exc=error, request_id=request_id, route=request.path)
+            return problem_response(_INTERNAL, request_id)
+        if isinstance(response, Response) and REQUEST_ID not in response.headers:
+            headers = {**response.headers, REQUEST_ID: request_id_of(request.headers)}
+            return Response(response.status, response.body, headers)
+        return response
+
+    def refuse(self, request: Request | None, status: int, code: str, message: str) -> Response:
+        """The answer to what no handler sees, because it is malformed, too large or too slow."""
+        if request is not None and request.path in GENERATION_ROUTES:
+            self.fleet.metrics.exchanges.note_end(request.path, status, 0.0)
+        return _refusal(request, status, code, message)
+
+    def _refuse_method(self, request: Request, allowed: str) -> Response:
+        message = f"{request.path} does not take {request.method}; use {allowed}"
+        response = _refusal(request, 405, "method_not_allowed", message)
+        return Response(405, response.body, {**response.headers, "Allow": allowed})
+
+    def _has_key(self, request: Request) -> bool:
+        if request.path in OPEN_ROUTES:
+            return True
+        given = request.headers.get("authorization", "").encode("latin-1")
+        return hmac.compare_digest(given, self._expected_key)
+
+    def _monitor(self, connections: UpstreamPool) -> HealthMonitor:
+        config = self._config
+        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        return HealthMonitor(
+            self.fleet.pool,
+            connections,
+            config.health,
+            self._clock,
+            config.worker_startup_timeout_s,
+            headers,
+        )
 
 
-def make_router_app(config: RouterConfig, clock: Clock | None = None) -> web.Application:
-    """Serve it with `handler_cancellation=True`: a client that leaves must end its legs."""
-    clock = clock or MonotonicClock()
-    app = web.Application(
-        client_max_size=config.max_payload_bytes, middlewares=[_guard(config.api_key)]
-    )
-    fleet = Fleet(config, clock)
-    wire = Wire(fleet.note_failure)
-    generation = GenerationHandlers(config, fleet, wire, clock)
-    app[FLEET], app[GENERATION] = fleet, generation
-    _add_routes(app, generation, AdminHandlers(config, fleet, wire))
-
-    async def living(_app: web.Application) -> AsyncIterator[None]:
-        async with _worker_session(config) as session:
-            wire.attach(session)
-            fleet.attach(_monitor(config, fleet, session, clock))
-            try:
-                yield
-            finally:
-                await fleet.close()
-
-    app.cleanup_ctx.append(living)
-    app.on_response_prepare.append(_sign)
-    return app
+def _refusal(request: Request | None, status: int, code: str, message: str) -> Response:
+    request_id = request_id_of(request.headers if request is not None else {})
+    return problem_response(Problem(status=status, code=code, message=message), request_id)
 
 
-async def _sign(_request: web.Request, response: web.StreamResponse) -> None:
-    """Not the versions of Python and aiohttp, which are nobody's business."""
-    response.headers["Server"] = "baton"
-
-
-def _add_routes(app: web.Application, generation: GenerationHandlers, admin: AdminHandlers) -> None:
-    router = app.router
+def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
+    routes = Routes()
     for path in GENERATION_ROUTES:
-        router.add_post(path, generation.handle)
+        routes.add("POST", path, generation.handle)
     for path in ("/health", "/liveness"):
-        router.add_get(path, admin.health)
-    router.add_get("/readiness", admin.readiness)
-    router.add_get("/health_generate", admin.health_generate)
-    router.add_get("/metrics", admin.metrics)
-    router.add_get("/workers", admin.list_workers)
-    router.add_post("/workers", admin.add_worker)
-    router.add_get("/workers/{worker_id}", admin.get_worker)
-    router.add_delete("/workers/{worker_id}", admin.remove_worker)
-    router.add_get("/get_loads", admin.get_loads)
+        routes.add("GET", path, admin.health)
+    routes.add("GET", "/readiness", admin.readiness)
+    routes.add("GET", "/health_generate", admin.health_generate)
+    routes.add("GET", "/metrics", admin.metrics)
+    routes.add("GET", "/workers", admin.list_workers)
+    routes.add("POST", "/workers", admin.add_worker)
+    routes.add("GET", "/workers/{worker_id}", admin.get_worker)
+    routes.add("DELETE", "/workers/{worker_id}", admin.remove_worker)
+    routes.add("GET", "/get_loads", admin.get_loads)
     for path in (
         "/v1/models",
-        "/v1/models/{model_id:.+}",
+        "/v1/models/{model_id:path}",
         "/get_server_info",
         "/server_info",
         "/get_model_info",
         "/model_info",
     ):
-        router.add_get(path, admin.ask_one)
+        routes.add("GET", path, admin.ask_one)
     for method in ("GET", "POST"):
-        router.add_route(method, "/flush_cache", admin.flush_cache)
-    router.add_post("/abort_request", admin.abort_request)
-
-
-def _worker_session(config: RouterConfig) -> aiohttp.ClientSession:
-    """Answers pass as they are: no decompression, no cookies, no limit but the request's own."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=config.connect_timeout_s),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=("Accept-Encoding", "User-Agent"),
-    )
-
-
-def _monitor(
-    config: RouterConfig, fleet: Fleet, session: aiohttp.ClientSession, clock: Clock
-) -> HealthMonitor:
-    headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
-    return HealthMonitor(
-        fleet.pool, session, config.health, clock, config.worker_startup_timeout_s, headers
-    )
-
-
-def _guard(api_key: str | None) -> Middleware:
-    """Asks for the key, and gives every error one shape."""
-    expected = f"Bearer {api_key}".encode()
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request_id_of(request.headers)
-        if api_key is not None and request.path not in OPEN_ROUTES:
-            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, expected):
-                return problem_response(_WRONG_KEY, request_id)
-        try:
-            response = await handler(request)
-        except RequestError as error:
-            return problem_response(problem_of(error), request_id)
-        except RouterFailure as failure:
-            return problem_response(failure.problem, request_id)
-        except web.HTTPException as error:
-            return _refusal(error, request, request_id)
-        except Exception as error:
-            _log.error("internal error", exc=error, request_id=request_id, route=request.path)
-            return problem_response(_INTERNAL, request_id)
-        if not response.prepared:
-            response.headers.setdefault(REQUEST_ID, request_id)
-        return response
-
-    return guard
+        routes.add(method, "/flush_cache", admin.flush_cache)
+    routes.add("POST", "/abort_request", admin.abort_request)
+    return routes
 
 
 _WRONG_KEY = Problem(
@@ -153,25 +164,3 @@ _WRONG_KEY = Problem(
 _INTERNAL = Problem(
     status=500, code="internal_error", message="the router failed; its log says how"
 )
-
-
-def _refusal(error: web.HTTPException, request: web.Request, request_id: str) -> web.StreamResponse:
-    match error:
-        case web.HTTPNotFound():
-            code, message = "not_found", f"the router has no route {request.path}"
-        case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(error.allowed_methods))
-            code = "method_not_allowed"
-            message = f"{request.path} does not take {request.method}; use {allowed}"
-        case web.HTTPRequestEntityTooLarge():
-            limit = request.client_max_size
-            code = "body_too_large"
-            message = f"the body is larger than {limit} bytes (--max-payload-size)"
-        case _:
-            code, message = "http_error", error.reason
-    response = problem_response(
-        Problem(status=error.status, code=code, message=message), request_id
-    )
-    if "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
-    return response

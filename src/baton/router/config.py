@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from baton.core.errors import ConfigError
-from baton.router.policies import PolicyName
+from baton.router.breaker import BreakerRules
+from baton.router.policies import CacheRules, PolicyName
+from baton.router.split import SplitRules
+from baton.router.waiting import WaitingRules
 
 MAX_PORT = 65535
 
@@ -61,6 +64,11 @@ class RouterConfig:
     prefill_drain_limit_s: float = 30.0
     max_attempts: int = 3
     health: HealthRules = field(default_factory=HealthRules)
+    breaker: BreakerRules = field(default_factory=BreakerRules)
+    cache: CacheRules = field(default_factory=CacheRules)
+    split: SplitRules = field(default_factory=SplitRules)
+    waiting: WaitingRules = field(default_factory=WaitingRules)
+    tenant_header: str | None = None
     api_key: str | None = None
     seed: int | None = None
 
@@ -77,7 +85,44 @@ class RouterConfig:
             raise ConfigError(
                 f"--shutdown-grace-period-secs {self.shutdown_grace_s:g} is negative; use 0 or more"
             )
+        self._check_breaker()
+        self._check_placement()
+        self._check_waiting()
         self._check_workers()
+
+    def _check_breaker(self) -> None:
+        rules = self.breaker
+        _in_range("--cb-failure-threshold", rules.failure_threshold, 1, None)
+        _in_range("--cb-success-threshold", rules.success_threshold, 1, None)
+        _positive("--cb-window-duration-secs", rules.window_s)
+        _positive("--cb-cool-down-secs", rules.cool_down_s)
+        if not rules.max_cool_down_s >= rules.cool_down_s:
+            raise ConfigError(
+                f"--cb-timeout-duration-secs {rules.max_cool_down_s:g} is below "
+                f"--cb-cool-down-secs {rules.cool_down_s:g}; a cool-down grows from this to that"
+            )
+
+    def _check_placement(self) -> None:
+        _share("--cache-threshold", self.cache.threshold)
+        _in_range("--balance-abs-threshold", self.cache.balance_abs, 0, None)
+        _in_range("--max-prefix-hashes", self.cache.max_hashes, 1, None)
+        if not self.cache.balance_rel >= 1:
+            raise ConfigError(
+                f"--balance-rel-threshold {self.cache.balance_rel:g} is below 1; "
+                "it says how many times as many requests are too many"
+            )
+        _share("--split-margin", self.split.margin)
+        if not self.split.max_stall_s >= 0:
+            raise ConfigError(
+                f"--max-stall-ms {1000 * self.split.max_stall_s:g} is negative; use 0 or more"
+            )
+
+    def _check_waiting(self) -> None:
+        rules = self.waiting
+        if rules.max_running is not None:
+            _in_range("--max-concurrent-requests", rules.max_running, 1, None)
+        _in_range("--queue-size", rules.max_waiting, 0, None)
+        _positive("--queue-timeout-secs", rules.max_wait_s)
 
     def _check_workers(self) -> None:
         seen: set[str] = set()
@@ -98,19 +143,15 @@ class RouterConfig:
 
     @property
     def roles(self) -> tuple[WorkerRole, ...]:
-        """The roles a request needs, in the order it passes them."""
+        """The roles a request needs, in the order it passes them, unless a unified worker in the
+        same pool serves it whole."""
         if self.pd_disaggregation:
             return (WorkerRole.PREFILL, WorkerRole.DECODE)
         return (WorkerRole.REGULAR,)
 
 
 def check_role(role: WorkerRole, pd_disaggregation: bool) -> None:
-    """A pool holds prefill and decode workers, or unified ones, never both."""
-    if pd_disaggregation and role is WorkerRole.REGULAR:
-        raise ConfigError(
-            "a regular worker cannot join a router with --pd-disaggregation; "
-            "name its role prefill or decode, or start a router with --worker-urls"
-        )
+    """Unified workers may be in any pool; prefill and decode workers need one for pairs."""
     if not pd_disaggregation and role is not WorkerRole.REGULAR:
         raise ConfigError(
             f"a {role} worker needs a router that was started with --pd-disaggregation"
@@ -148,6 +189,11 @@ def _in_range(flag: str, value: int, low: int, high: int | None) -> None:
     if value < low or (high is not None and value > high):
         wanted = f"at least {low}" if high is None else f"from {low} to {high}"
         raise ConfigError(f"{flag} {value} is out of range; it must be {wanted}")
+
+
+def _share(flag: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{flag} {value:g} is out of range; it must be from 0 to 1")
 
 
 def _positive(flag: str, value: float) -> None:

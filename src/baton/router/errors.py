@@ -2,6 +2,7 @@
 
     RouterFailure
     ├── NoWorker        no healthy worker of a role: 503, come back in a second
+    ├── TurnedAway      it waited in vain, or too many wait: 503 or 429, with Retry-After
     ├── Expired         the request's time is up, or the router's: 504 or 503
     └── LegFailure      one worker, one leg of one request
         ├── LegRefused  nobody took the connection: nothing was sent, so trying elsewhere is safe
@@ -12,18 +13,24 @@ Invariant: every failure names the stage (prefill, decode, worker) and the worke
 Elsewhere: which of two failed legs is to blame (pair.py).
 """
 
+import math
 from collections.abc import Mapping
 
 import msgspec
 
 from baton.core.errors import BatonError
+from baton.router.breaker import Outcome, outcome_of_status
 from baton.router.config import WorkerRole
+from baton.router.waiting import Refusal
 from baton.router.workers import Worker
 
 RETRY_AFTER_S = 1
 CLIENT_GONE_STATUS = 499
 """nginx's: the client left, or had its request aborted."""
 _MAX_SAID_CHARS = 300
+_MAX_SAID_BYTES = 4096
+_QUEUE_FULL = b"queue is full"
+"""SGLang's words; its workers send no Retry-After with them."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +62,8 @@ def _type_of(status: int) -> str:
             return "authentication_error"
         case 404:
             return "not_found_error"
+        case 429:
+            return "rate_limit_error"
         case 503:
             return "service_unavailable_error"
         case 504:
@@ -72,15 +81,35 @@ class RouterFailure(BatonError):
 
 
 class NoWorker(RouterFailure):
-    def __init__(self, role: WorkerRole, num_known: int):
+    """`num_cut_off` of the `num_known` are healthy, but kept away by their breakers."""
+
+    def __init__(
+        self, role: WorkerRole, num_known: int, num_cut_off: int = 0, try_in_s: float = 0.0
+    ):
         stage = stage_of(role)
         known = f"{num_known} known, none healthy" if num_known else "none known"
+        if num_cut_off:
+            known = f"{num_known} known, {num_cut_off} of them failed too many requests"
         super().__init__(
             Problem(
                 status=503,
                 code=f"no_{stage}_worker" if stage != "worker" else "no_worker",
                 message=f"no {role} worker available ({known}); see GET /workers",
-                retry_after_s=RETRY_AFTER_S,
+                retry_after_s=max(RETRY_AFTER_S, math.ceil(try_in_s)),
+            )
+        )
+
+
+class TurnedAway(RouterFailure):
+    """The router itself is full; no worker was asked."""
+
+    def __init__(self, refusal: Refusal):
+        super().__init__(
+            Problem(
+                status=refusal.status,
+                code=refusal.code,
+                message=refusal.message,
+                retry_after_s=refusal.retry_after_s,
             )
         )
 
@@ -112,6 +141,11 @@ def router_stopping() -> Expired:
 
 class LegFailure(RouterFailure):
     kind = "failure"
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it says of the worker, for its breaker."""
+        return Outcome.FAILURE
 
     def __init__(self, worker: Worker, problem: Problem):
         super().__init__(problem)
@@ -170,6 +204,12 @@ class LegRejected(LegFailure):
         self.body = body
 
     @property
+    def outcome(self) -> Outcome:
+        if _QUEUE_FULL in self.body[:_MAX_SAID_BYTES]:
+            return Outcome.OVERLOAD
+        return outcome_of_status(self.status, self.headers, _code(self.body))
+
+    @property
     def is_clients_fault(self) -> bool:
         return 400 <= self.status < 500
 
@@ -180,6 +220,7 @@ def stage_of(role: WorkerRole) -> str:
 
 class _Said(msgspec.Struct):
     message: str
+    code: str | int | None = None
 
 
 class _Rejection(msgspec.Struct):
@@ -195,6 +236,13 @@ def _said(body: bytes) -> str:
         return ": " + _decode_rejection(body).error.message[:_MAX_SAID_CHARS]
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
+
+
+def _code(body: bytes) -> str | int | None:
+    try:
+        return _decode_rejection(body).error.code
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _name(worker: Worker) -> str:

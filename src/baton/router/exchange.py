@@ -2,7 +2,7 @@
 
 Invariant: every exchange is answered exactly once: by `deliver`, or by `fail`, which says the
 error in the form that fits what was already sent (a JSON body, or an event in the stream).
-Elsewhere: which answer is delivered (pair.py, single.py).
+Elsewhere: which answer is delivered (pair.py, dispatch.py).
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Mapping
 
 import msgspec
-from aiohttp import web
 
 from baton.core.clock import Clock
 from baton.core.request import is_sane_request_id
@@ -25,54 +24,54 @@ from baton.router.errors import (
     request_expired,
     router_stopping,
 )
-from baton.router.legs import Answer, StreamAnswer, Wire, rejection_in
+from baton.router.http.messages import Request, Response
+from baton.router.http.stream import ResponseStream
+from baton.router.http.upstream import header_block
+from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.metrics import RouterMetrics
 from baton.router.requests import Generation
 
 REQUEST_ID = "X-Request-ID"
+_REQUEST_ID = REQUEST_ID.lower()
 
 _FORWARDED = frozenset(
     ("authorization", "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
 )
-_FORWARDED_PREFIX = "x-request-id"
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
     """The client's own id where workers would take it, too; else a new one."""
-    asked = headers.get(REQUEST_ID, "")
-    return asked if is_sane_request_id(asked) else f"req-{secrets.token_hex(12)}"
+    asked = headers.get(_REQUEST_ID)
+    if asked is not None and is_sane_request_id(asked):
+        return asked
+    return f"req-{secrets.token_hex(12)}"
 
 
 def forwarded_headers(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
-    """What workers get to see of a client's headers."""
+    """What workers get to see of a client's headers, whose names are lower case."""
     forwarded = {
         name: value
         for name, value in headers.items()
-        if (lower := name.lower()) in _FORWARDED
-        or (lower.startswith(_FORWARDED_PREFIX) and lower != _FORWARDED_PREFIX)
+        if name in _FORWARDED or (name.startswith(_REQUEST_ID) and name != _REQUEST_ID)
     }
     forwarded[REQUEST_ID] = request_id
     forwarded["Content-Type"] = "application/json"
+    forwarded["Accept"] = "*/*"
     return forwarded
 
 
-def problem_response(problem: Problem, request_id: str) -> web.Response:
-    headers = {REQUEST_ID: request_id}
+def problem_response(problem: Problem, request_id: str) -> Response:
+    headers = {"Content-Type": "application/json", REQUEST_ID: request_id}
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
-    return web.Response(
-        status=problem.status,
-        body=problem.body(),
-        headers=headers,
-        content_type="application/json",
-    )
+    return Response(problem.status, problem.body(), headers)
 
 
 class Exchange:
     def __init__(
         self,
-        request: web.Request,
+        request: Request,
         generation: Generation,
         request_id: str,
         wire: Wire,
@@ -82,87 +81,121 @@ class Exchange:
     ):
         self.generation = generation
         self.request_id = request_id
-        self.headers = forwarded_headers(request.headers, request_id)
+        self.header_lines = header_block(forwarded_headers(request.headers, request_id))
+        self.client_headers: Mapping[str, str] = request.headers
         self._request = request
         self._wire = wire
         self._metrics = metrics
         self._clock = clock
         self._started_s = started_s
-        self._stream: web.StreamResponse | None = None
-        self._scope: asyncio.Timeout | None = None
-        self._is_stopped = False
+        self._stream: ResponseStream | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._expired: Expired | None = None
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
 
-    def limit(self, seconds: float) -> asyncio.Timeout:
-        """The scope in which the request must end."""
-        self._scope = asyncio.timeout(seconds)
-        return self._scope
+    def expire(self, limit_s: float) -> None:
+        """Time is up: the request ends now."""
+        self._end_by(request_expired(limit_s))
 
     def stop(self) -> None:
         """The router cannot wait any longer: end the request now, and say so."""
-        if self._scope is not None and not self._scope.expired():
-            self._is_stopped = True
-            self._scope.reschedule(asyncio.get_running_loop().time())
+        self._end_by(router_stopping())
 
-    def expired(self, limit_s: float) -> Expired:
-        """Why the scope ended the request."""
-        return router_stopping() if self._is_stopped else request_expired(limit_s)
+    def _end_by(self, expired: Expired) -> None:
+        if self._expired is None:
+            self._expired = expired
+            self.poke()
 
-    async def deliver(self, answer: Answer, merge: PromptLogprobs | None) -> web.StreamResponse:
+    def poke(self) -> None:
+        """Something has happened that `changed` may wait for."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def changed(self) -> None:
+        """Wait until a leg has something to say; raises Expired."""
+        if self._expired is None:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        if self._expired is not None:
+            raise self._expired
+
+    async def deliver(
+        self, leg: AnswerLeg, merge: PromptLogprobs | None
+    ) -> Response | ResponseStream:
         """Send a worker's answer to the client, a stream piece by piece as it comes."""
         waited_s = self._clock.now_s() - self._started_s
-        self._metrics.ttft.labels(self.generation.route).observe(waited_s)
+        self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
+        if leg.is_stream:
+            return await self._pass_stream(leg, merge)
         try:
-            if isinstance(answer, StreamAnswer):
-                return await self._pass_stream(answer, merge)
-            body = answer.body if merge is None else merge.into_body(answer.body)
+            body = leg.body if merge is None else merge.into_body(leg.body)
         except msgspec.DecodeError as error:
-            raise self._wire.failed(LegBroken(answer.worker, f"odd JSON: {error}")) from error
-        return self._whole(answer.status, answer.headers, body)
+            raise self._wire.failed(LegBroken(leg.worker, f"odd JSON: {error}")) from error
+        return self._whole(leg.status, leg.headers, body)
 
-    async def fail(self, failure: RouterFailure) -> web.StreamResponse:
+    def fail(self, failure: RouterFailure) -> Response | ResponseStream:
         """Tell the client what went wrong."""
         problem = failure.problem
         self.status, self.reason = problem.status, problem.message
         if self._stream is not None:
-            await self._stream.write(sse.event(problem.body()) + sse.DONE_EVENT)
-            await self._stream.write_eof()
+            self._stream.end(sse.event(problem.body()) + sse.DONE_EVENT)
             return self._stream
         if isinstance(failure, LegRejected):
             return self._whole(failure.status, failure.headers, failure.body)
         return problem_response(problem, self.request_id)
 
-    def abandoned(self) -> web.StreamResponse:
-        """What to return when the client is gone: nobody will read it."""
-        return self._stream or web.Response(status=CLIENT_GONE_STATUS)
-
-    def _whole(self, status: int, headers: Mapping[str, str], body: bytes) -> web.Response:
+    def _whole(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         self.status = status
-        return web.Response(status=status, headers=self._headers(headers), body=body)
+        return Response(status, body, {**headers, REQUEST_ID: self.request_id})
 
-    async def _pass_stream(
-        self, answer: StreamAnswer, merge: PromptLogprobs | None
-    ) -> web.StreamResponse:
-        stream = web.StreamResponse(status=answer.status, headers=self._headers(answer.headers))
-        await stream.prepare(self._request)
-        self._stream = stream
-        cutter, chunk = sse.EventCutter(), answer.first
-        rejection: LegRejected | None = None
-        while chunk:
-            events = cutter.feed(chunk)
-            if events:
-                rejection = rejection or rejection_in(answer.worker, events)
-                await stream.write(events if merge is None else merge.into_events(events))
-            chunk = await answer.next_chunk()
-        if not cutter.is_done:
-            raise self._wire.failed(LegBroken(answer.worker, "its stream ended without [DONE]"))
-        await stream.write_eof()
-        self.status = answer.status
+    async def _pass_stream(self, leg: AnswerLeg, merge: PromptLogprobs | None) -> ResponseStream:
+        headers = leg.headers
+        headers[REQUEST_ID] = self.request_id
+        stream = self._stream = self._request.begin_stream(leg.status, headers)
+        passing = _Passing(leg, stream, merge)
+        events = passing.for_client(leg.take_first())
+        if not leg.is_over:
+            stream.on_pause, stream.on_resume = leg.pause, leg.resume
+            stream.write(events)
+            events = b""
+            leg.flow_into(passing.take)
+            if not stream.is_paused:
+                leg.resume()
+            while not leg.is_over:
+                await self.changed()
+        if leg.failure is not None:
+            stream.write(events)
+            raise leg.failure
+        stream.end(events)
+        self.status = leg.status
+        rejection = leg.rejection
         if rejection is not None:  # the client has read it; the log and the counters have not
             self._wire.failed(rejection)
             self.status, self.reason = rejection.status, rejection.problem.message
         return stream
 
-    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**headers, REQUEST_ID: self.request_id}
+
+class _Passing:
+    """A stream on its way from a leg to the client, whole events at a time."""
+
+    __slots__ = ("_leg", "_merge", "_stream")
+
+    def __init__(self, leg: AnswerLeg, stream: ResponseStream, merge: PromptLogprobs | None):
+        self._leg = leg
+        self._stream = stream
+        self._merge = merge
+
+    def take(self, events: bytes) -> None:
+        self._stream.write(self.for_client(events))
+
+    def for_client(self, events: bytes) -> bytes:
+        """What the client gets of it; a worker whose JSON is odd is hung up on."""
+        if self._merge is None:
+            return events
+        try:
+            return self._merge.into_events(events)
+        except msgspec.DecodeError as error:
+            self._leg.break_off(f"odd JSON: {error}")
+            return b""

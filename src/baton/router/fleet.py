@@ -1,29 +1,30 @@
 """The workers as one thing: pick one, count what runs there, and act on what went wrong.
 
-Invariant: a leg started here is counted at its worker until it has ended, however it ends; no
-leg outlives `close`.
-Elsewhere: transitions (workers.py), policies (policies.py), probing (health.py).
+Invariant: a leg is counted at its worker from `leg_began` to `leg_ended`, however it ends.
+Elsewhere: transitions (workers.py), choosing (placement.py), probing (health.py), legs (legs.py).
 """
 
 import asyncio
-import contextlib
 import random
 import uuid
-from collections.abc import Callable, Collection, Coroutine, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection
 
 from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
 from baton.obs.logs import EventLog
+from baton.router.admission import Admission
+from baton.router.breaker import Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor, log_move
+from baton.router.legs import Leg
 from baton.router.metrics import RouterMetrics
-from baton.router.policies import choose
+from baton.router.placement import Placement, Visit
+from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.workers import Worker, WorkerPool
 
 _log = EventLog("baton.router")
-T = TypeVar("T")
+_ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
 
 
 class Fleet:
@@ -34,10 +35,12 @@ class Fleet:
         self._clock = clock
         self._random = random.Random(config.seed)
         self._changed = asyncio.Event()
-        self._legs: set[asyncio.Task[Any]] = set()
         self._monitor: HealthMonitor | None = None
-        self.pool = WorkerPool(config.health, self._note_change)
+        self.pool = WorkerPool(config.health, self._note_change, self._note_load)
         self.metrics = RouterMetrics(self.pool)
+        self.placement = Placement(config, self.metrics)
+        self.admission = Admission(config.waiting, self.metrics, clock)
+        self.metrics.watch_breakers(lambda id_: self.placement.breakers.of(id_).phase)
 
     def attach(self, monitor: HealthMonitor) -> None:
         """Start to watch: the workers of the configuration join now."""
@@ -61,10 +64,6 @@ class Fleet:
     async def close(self) -> None:
         if self._monitor is not None:
             await self._monitor.close()
-        for leg in self._legs:
-            leg.cancel()
-        if self._legs:
-            await asyncio.wait(self._legs)
 
     async def until(self, is_so: Callable[[WorkerPool], bool]) -> None:
         """Wait until the workers are in a state that `is_so`."""
@@ -74,51 +73,49 @@ class Fleet:
 
     def missing_roles(self) -> list[WorkerRole]:
         """Roles without which no request can be served now."""
+        if self.pool.healthy(WorkerRole.REGULAR):
+            return []
         return [role for role in self._config.roles if not self.pool.healthy(role)]
 
-    def pick(self, role: WorkerRole, tried: Collection[str] = ()) -> Worker:
-        """The worker to use next; raises NoWorker."""
-        workers = self.pool.healthy(role, without=tried)
-        if not workers:
-            raise NoWorker(role, len(self.pool.of_role(role)))
-        candidates = [worker.as_candidate() for worker in workers]
-        draw = self._random.random()
-        chosen = choose(self._config.policy_for(role), candidates, draw=draw)
-        return next(worker for worker in workers if worker.id == chosen.worker_id)
+    def plan(
+        self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()
+    ) -> list[Worker]:
+        """Whom to send a request to: one worker, or prefill and decode; raises NoWorker."""
+        now_s = self._clock.now_s()
+        workers = self.placement.plan(request, tried, now_s)
+        if workers is not None:
+            return workers
+        usable = self.placement.has_usable
+        role = next(role for role in self._config.roles if not usable(role, tried))
+        num_cut_off, retry_after_s = self.placement.cut_off(role, now_s)
+        raise NoWorker(role, len(self.pool.of_role(role)), num_cut_off, retry_after_s)
 
     def draw_room(self) -> int:
         """A room number in [0, 2^63), new for every attempt."""
-        return self._random.randint(0, MAX_BOOTSTRAP_ROOM)
+        return self._random.getrandbits(_ROOM_BITS)
 
-    @contextlib.contextmanager
-    def counted(self, worker: Worker) -> Iterator[None]:
-        """A request is at this worker for as long as the block runs."""
-        self.pool.begin(worker)
-        try:
-            yield
-        finally:
-            self._end(worker)
+    def leg_began(self, leg: Leg) -> None:
+        """A request is sent to its worker."""
+        self.pool.begin(leg.worker)
+        leg.visit = self.placement.begin(leg.worker, leg.request, self._clock.now_s())
 
-    def start_leg(self, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a leg beside the request's handler."""
-        task = asyncio.create_task(leg)
-        self._legs.add(task)
-        task.add_done_callback(self._end_leg)
-        return task
+    def leg_ended(self, leg: Leg) -> None:
+        """How it ended is what the worker's breaker is told."""
+        visit, outcome, now_s = leg.visit, _outcome_of(leg), self._clock.now_s()
+        if visit.role is WorkerRole.PREFILL and outcome is Outcome.SUCCESS:
+            self.placement.note_computed(visit, now_s)
+        self.pool.end(leg.worker)
+        self.placement.end(visit, outcome, now_s)
+        self._changed.set()
 
-    def start_counted_leg(self, worker: Worker, leg: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a leg that may outlive the handler; it counts at the worker until it ends."""
-        self.pool.begin(worker)
-        task = self.start_leg(leg)
-        task.add_done_callback(lambda _: self._end(worker))
-        return task
-
-    def let_finish(self, leg: asyncio.Task[Any]) -> None:
-        """Nobody waits for this leg any more: it may end by itself, within a limit."""
-        if not leg.done():
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(self._config.prefill_drain_limit_s, leg.cancel)
-            leg.add_done_callback(lambda _: timer.cancel())
+    def note_first_byte(self, visit: Visit) -> None:
+        """A stream has begun: its prompt is computed, and decode has taken over."""
+        now_s = self._clock.now_s()
+        self.placement.note_answering(visit, now_s)
+        if visit.role is WorkerRole.DECODE:
+            self.placement.note_taken_over(visit, now_s)
+        else:
+            self.placement.note_computed(visit, now_s)
 
     def note_failure(self, failure: LegFailure) -> None:
         """A leg failed: blame that worker, and only for what is its fault. The request's own line
@@ -148,14 +145,19 @@ class Fleet:
         assert self._monitor is not None
         self._monitor.doubt(worker)
 
-    def _end_leg(self, leg: asyncio.Task[Any]) -> None:
-        self._legs.discard(leg)
-        if not leg.cancelled():
-            leg.exception()  # the wire has reported it; asking marks it as seen
-
-    def _end(self, worker: Worker) -> None:
-        self.pool.end(worker)
+    def _note_change(self, worker: Worker) -> None:
+        self.placement.follow(worker, is_known=self.pool.get(worker.id) is worker)
         self._changed.set()
 
-    def _note_change(self, _worker: Worker) -> None:
-        self._changed.set()
+    def _note_load(self, worker: Worker) -> None:
+        if worker.load is not None:
+            self.placement.note_load(worker, worker.load.num_requests, worker.load.num_tokens)
+
+
+def _outcome_of(leg: Leg) -> Outcome:
+    """A leg that was aborted says nothing of its worker."""
+    if leg.failure is not None:
+        return leg.failure.outcome
+    if not leg.is_whole:
+        return Outcome.NO_VERDICT
+    return leg.visit.verdict or Outcome.SUCCESS

@@ -9,14 +9,14 @@ Elsewhere: those transitions (workers.py), reading the answers (worker_reports.p
 import asyncio
 from typing import Any
 
-import aiohttp
 import msgspec
 
 from baton.core.clock import Clock
 from baton.obs.logs import EventLog
 from baton.router import worker_reports
 from baton.router.config import HealthRules
-from baton.router.legs import reason_of
+from baton.router.http.client import Fetched, UpstreamPool
+from baton.router.http.upstream import NotConnected, NotConnectedInTime, UpstreamError
 from baton.router.workers import Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
@@ -39,19 +39,18 @@ class HealthMonitor:
     def __init__(
         self,
         pool: WorkerPool,
-        session: aiohttp.ClientSession,
+        connections: UpstreamPool,
         rules: HealthRules,
         clock: Clock,
         startup_timeout_s: float,
         headers: dict[str, str],
     ):
         self._pool = pool
-        self._session = session
+        self._connections = connections
         self._rules = rules
         self._clock = clock
         self._startup_timeout_s = startup_timeout_s
         self._headers = headers
-        self._timeout = aiohttp.ClientTimeout(total=rules.timeout_s)
         self._watches: dict[str, _Watch] = {}
 
     def watch(self, worker: Worker) -> None:
@@ -87,20 +86,23 @@ class HealthMonitor:
     async def _round(self, watch: _Watch) -> None:
         worker, phase = watch.worker, watch.worker.health.phase
         try:
-            async with self._get(worker, "/health") as response:
-                await response.read()
-            if response.status // 100 == 2:
+            answer = await self._get(worker, "/health")
+            if answer.status // 100 == 2:
                 await self._report_well(watch)
             else:
-                reason = f"GET /health answers {response.status}"
+                reason = f"GET /health answers {answer.status}"
                 self._pool.note_failure(worker, reason, self._clock.now_s())
-        except aiohttp.ClientConnectorError as error:
-            self._pool.note_refusal(worker, reason_of(error), self._clock.now_s())
-        except (aiohttp.ClientError, OSError) as error:
-            reason = f"GET /health: {reason_of(error)}"
-            self._pool.note_failure(worker, reason, self._clock.now_s())
+        except UpstreamError as error:
+            self._note_no_answer(worker, error)
         if worker.health.phase is not phase:
             log_move(worker)
+
+    def _note_no_answer(self, worker: Worker, error: UpstreamError) -> None:
+        now_s = self._clock.now_s()
+        if isinstance(error, NotConnected) and not isinstance(error, NotConnectedInTime):
+            self._pool.note_refusal(worker, str(error), now_s)
+        else:
+            self._pool.note_failure(worker, f"GET /health: {error}", now_s)
 
     async def _report_well(self, watch: _Watch) -> None:
         """Facts first: who is healthy is used at once, with the facts then known."""
@@ -139,19 +141,20 @@ class HealthMonitor:
     async def _json(self, worker: Worker, path: str) -> tuple[int, Any]:
         """Status and content; a worker without such a report is still a healthy worker."""
         try:
-            async with self._get(worker, path) as response:
-                body = await response.read()
-            return response.status, msgspec.json.decode(body) if response.status == 200 else None
-        except (aiohttp.ClientError, OSError) as error:
-            reason = reason_of(error)
+            answer = await self._get(worker, path)
+            return answer.status, msgspec.json.decode(answer.body) if answer.status == 200 else None
+        except UpstreamError as error:
+            reason = str(error)
             _log.warning("worker gives no report", worker=worker.url, path=path, reason=reason)
             return _NO_ANSWER, None
         except msgspec.DecodeError as error:
             _log.warning("worker's report is odd", worker=worker.url, path=path, reason=str(error))
-            return response.status, None
+            return 200, None
 
-    def _get(self, worker: Worker, path: str) -> Any:
-        return self._session.get(worker.url + path, timeout=self._timeout, headers=self._headers)
+    async def _get(self, worker: Worker, path: str) -> Fetched:
+        return await self._connections.fetch(
+            worker.origin, "GET", path, self._headers, b"", self._rules.timeout_s
+        )
 
     def _mention_lateness(self, watch: _Watch) -> None:
         worker = watch.worker

@@ -1,44 +1,53 @@
 """One leg of a request: one POST to one worker, its answer, and the ways it fails.
 
-Invariant: every failure leaves this module as a LegFailure and was reported to `on_failure`
-exactly once; cancelling a leg, or closing its answer, closes the connection to the worker.
-Elsewhere: joining two legs (pair.py), writing the answer to the client (exchange.py).
+A leg runs without a task: it is told by its connection, and tells whoever waits by `poke`.
+Invariants: every leg ends exactly once, whole, aborted or with a `failure`, and is counted at its
+worker until then; a failure was reported to the ledger exactly once; aborting a leg closes its
+connection to the worker.
+Elsewhere: joining two legs (pair.py), writing the answer to the client (exchange.py), errors inside
+streams (rejections.py).
 """
 
-import io
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import Protocol
 
-import aiohttp
 import msgspec
 
 from baton.router import sse
+from baton.router.breaker import outcome_in_stream
+from baton.router.deadlines import Deadlines
 from baton.router.errors import (
-    CLIENT_GONE_STATUS,
     LegBroken,
     LegFailure,
     LegRefused,
     LegRejected,
 )
+from baton.router.http.client import UpstreamPool
+from baton.router.http.upstream import NotConnected, RawHeaders, UpstreamError, request_head
+from baton.router.placement import Visit
+from baton.router.policies import RoutedRequest
+from baton.router.rejections import rejection_in
 from baton.router.workers import Worker
 
-BIG_BODY_BYTES = 2**20
-"""aiohttp wants bodies above this as a file, to write them in pieces."""
+MAX_HELD_BYTES = 64 * 2**10
+"""Of a stream that nobody takes yet, before its worker has to wait."""
 
 _PER_HOP_HEADERS = frozenset(
-    ("connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade",
-     "proxy-authenticate", "content-length", "date", "server", "x-request-id")
+    (b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade",
+     b"proxy-authenticate", b"content-length", b"date", b"server", b"x-request-id")
 )  # fmt: skip
 
 
-def end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
+def end_to_end(headers: RawHeaders) -> dict[str, str]:
     """A worker's headers that are meant for the client."""
-    return {name: value for name, value in headers.items() if name.lower() not in _PER_HOP_HEADERS}
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in headers
+        if name not in _PER_HOP_HEADERS
+    }
 
 
-@dataclass(frozen=True, slots=True)
-class WholeAnswer:
+class WholeAnswer(msgspec.Struct, frozen=True):
     """An answer that has arrived completely."""
 
     worker: Worker
@@ -46,221 +55,325 @@ class WholeAnswer:
     headers: Mapping[str, str]
     body: bytes
 
-    def close(self) -> None:
-        """Nothing is held: the connection is back in the pool."""
+
+class Ledger(Protocol):
+    """Who keeps count of legs; `leg_began` gives them their `visit`."""
+
+    def leg_began(self, leg: "Leg") -> None: ...
+    def leg_ended(self, leg: "Leg") -> None: ...
+    def note_failure(self, failure: LegFailure) -> None: ...
 
 
-class StreamAnswer:
-    """An answer whose first bytes have arrived, `first`; the others follow by `next_chunk`."""
+class Leg:
+    """What both kinds share. `poke` is called after everything that someone may wait for. A leg
+    that is over without being `is_whole` was aborted, or has a `failure`."""
+
+    __slots__ = ("_call", "_pieces", "_raw_headers", "_wire", "failure", "is_over", "is_stream",
+                 "is_whole", "poke", "request", "status", "visit", "was_sent",
+                 "worker")  # fmt: skip
+
+    visit: Visit
 
     def __init__(
-        self, wire: "Wire", worker: Worker, response: aiohttp.ClientResponse, first: bytes
+        self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
     ):
         self._wire = wire
-        self._response = response
         self.worker = worker
-        self.status = response.status
-        self.headers = end_to_end(response.headers)
-        self.first = first
+        self.request = request
+        self.poke = poke
+        self.failure: LegFailure | None = None
+        self.is_over = False
+        self.is_whole = False
+        self.was_sent = False
+        self.is_stream = False
+        self.status = 0
+        self._raw_headers: RawHeaders = ()
+        self._pieces: list[bytes] = []
 
-    async def next_chunk(self) -> bytes:
-        """What has arrived since; empty at the end."""
-        return await self._wire.read_chunk(self.worker, self._response)
+    def begin(self, pool: UpstreamPool, head: bytes, body: bytes) -> None:
+        self._wire.note_begin(self)
+        self._call = pool.send(self.worker.origin, head, body, self)
 
-    def close(self) -> None:
-        """Hang up, unless all was read: then the connection is already back in the pool."""
-        self._response.close()
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those meant for the client."""
+        return end_to_end(self._raw_headers)
+
+    def abort(self) -> None:
+        """Hang up, unless it is over."""
+        if not self.is_over:
+            self._end()
+            self._call.abort()
+
+    def break_off(self, reason: str) -> None:
+        """The worker's answer makes no sense: hang up and blame it."""
+        if not self.is_over:
+            self._call.abort()
+        if self.failure is None:
+            self._fail(LegBroken(self.worker, reason))
+
+    def request_sent(self) -> None:
+        self.was_sent = True
+        self.poke()
+
+    def answer_began(self, status: int, headers: RawHeaders) -> None:
+        self.status, self._raw_headers = status, headers
+        self.is_stream = status < 400 and _is_event_stream(headers)
+
+    def call_failed(self, error: UpstreamError) -> None:
+        """Before the connection stands nothing was sent; afterwards nobody knows what was done."""
+        kind = LegRefused if isinstance(error, NotConnected) else LegBroken
+        self._fail(kind(self.worker, str(error)))
+
+    def body_arrived(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def answer_ended(self) -> None:
+        raise NotImplementedError
+
+    def _whole_body(self) -> bytes | None:
+        """The body, or None if it tells of an error, which is then this leg's failure."""
+        body = b"".join(self._pieces)
+        if self.status < 400:
+            return body
+        self._fail(LegRejected(self.worker, self.status, self.headers, body))
+        return None
+
+    def _complete(self) -> None:
+        self.is_whole = True
+        self._end()
+        self.poke()
+
+    def _fail(self, failure: LegFailure) -> None:
+        self.failure = self._wire.failed(failure)
+        self._end()
+        self.poke()
+
+    def _end(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._wire.note_end(self)
 
 
-Answer = WholeAnswer | StreamAnswer
+class AnswerLeg(Leg):
+    """The leg whose answer the client gets. `has_answer`: all of it is in `body`, or it is a
+    stream whose first event is here: `take_first`, then `flow_into`; both get whole events.
+    `rejection`: the error that the worker told inside the stream."""
+
+    __slots__ = ("_cutter", "_num_held_bytes", "_take", "body", "has_answer", "rejection")
+
+    def __init__(
+        self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
+    ):
+        super().__init__(wire, worker, request, poke)
+        self.body = b""
+        self.has_answer = False
+        self.rejection: LegRejected | None = None
+        self._cutter = sse.EventCutter()
+        self._num_held_bytes = 0
+        self._take: Callable[[bytes], None] | None = None
+
+    def take_first(self) -> bytes:
+        """The stream's events so far."""
+        first, self._pieces = b"".join(self._pieces), []
+        return first
+
+    def flow_into(self, take: Callable[[bytes], None]) -> None:
+        """Hand on what follows, as it comes; `resume` lets it come."""
+        assert self.has_answer
+        self._take = take
+
+    def pause(self) -> None:
+        if not self.is_over:
+            self._call.pause()
+
+    def resume(self) -> None:
+        if not self.is_over:
+            self._call.resume()
+
+    def body_arrived(self, data: bytes) -> None:
+        if not self.is_stream:
+            self._pieces.append(data)
+            return
+        events = self._cutter.feed(data)
+        if not events:
+            return
+        if self.rejection is None:
+            self._note_rejection(events)
+        if self._take is not None:
+            self._take(events)
+        else:
+            self._hold(events)
+
+    def _hold(self, events: bytes) -> None:
+        self._pieces.append(events)
+        self._num_held_bytes += len(events)
+        if self._num_held_bytes > MAX_HELD_BYTES:
+            self._call.pause()
+        if not self.has_answer:
+            self.has_answer = True
+            self.poke()
+
+    def _note_rejection(self, events: bytes) -> None:
+        """The client will read it; so must the worker's breaker."""
+        self.rejection = rejection_in(self.worker, events)
+        if self.rejection is not None:
+            self.visit.verdict = outcome_in_stream(self.rejection.status)
+
+    def answer_ended(self) -> None:
+        if not self.is_stream:
+            body = self._whole_body()
+            if body is None:
+                return
+            self.body, self.has_answer = body, True
+        elif not self._cutter.is_done:
+            began = "without [DONE]" if self.has_answer else "before it began"
+            self._fail(LegBroken(self.worker, f"its stream ended {began}"))
+            return
+        self._complete()
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillAnswer:
-    """`body` is kept only if the leg was asked to."""
+class PrefillLeg(Leg):
+    """The leg that only has to succeed. A stream is watched for errors inside it. `body` is kept
+    only if the leg was asked to."""
 
-    body: bytes
-    is_stream: bool
+    __slots__ = ("_cutter", "_keeps_body", "body")
+
+    def __init__(
+        self,
+        wire: "Wire",
+        worker: Worker,
+        request: RoutedRequest,
+        poke: Callable[[], None],
+        keeps_body: bool,
+    ):
+        super().__init__(wire, worker, request, poke)
+        self.body = b""
+        self._keeps_body = keeps_body
+        self._cutter = sse.EventCutter()
+
+    def body_arrived(self, data: bytes) -> None:
+        if not self.is_stream:
+            if self._keeps_body or self.status >= 400:
+                self._pieces.append(data)
+            return
+        events = self._cutter.feed(data)
+        rejection = rejection_in(self.worker, events)
+        if rejection is not None:
+            self._call.abort()
+            self._fail(rejection)
+        elif self._keeps_body:
+            self._pieces.append(events)
+
+    def answer_ended(self) -> None:
+        body = self._whole_body()
+        if body is None:
+            return
+        if self.is_stream and not self._cutter.is_done:
+            self._fail(LegBroken(self.worker, "its stream ended without [DONE]"))
+            return
+        self.body = body
+        self._complete()
 
 
 class Wire:
-    """The router's side of all connections to workers."""
+    """The router's side of all connections to workers. `drain_limit_s`: how long a leg may go on
+    that nobody waits for."""
 
-    def __init__(self, on_failure: Callable[[LegFailure], None]):
-        self._on_failure = on_failure
-        self._session: aiohttp.ClientSession
+    def __init__(self, ledger: Ledger, drain_limit_s: float):
+        self._ledger = ledger
+        self._legs: set[Leg] = set()
+        self._drains: Deadlines[Leg] = Deadlines(drain_limit_s, Leg.abort)
+        self._pool: UpstreamPool
 
-    def attach(self, session: aiohttp.ClientSession) -> None:
-        """A session belongs to a running event loop, so it comes later."""
-        self._session = session
+    def attach(self, pool: UpstreamPool) -> None:
+        """A pool belongs to a running event loop, so it comes later."""
+        self._pool = pool
 
-    async def open_answer(
-        self, worker: Worker, route: str, body: bytes, headers: Mapping[str, str]
-    ) -> Answer:
-        """Send a request and wait for its answer: all of it, or a stream's first bytes."""
-        response = await self._post(worker, route, body, headers)
-        try:
-            if response.status < 400 and _is_event_stream(response):
-                first = await self.read_chunk(worker, response)
-                if not first:
-                    raise self.failed(LegBroken(worker, "its stream ended before it began"))
-                return StreamAnswer(self, worker, response, first)
-            return await self._read_whole(worker, response)
-        except BaseException:
-            response.close()
-            raise
+    def start_answer(
+        self,
+        worker: Worker,
+        request: RoutedRequest,
+        route: str,
+        body: bytes,
+        headers: bytes,
+        poke: Callable[[], None],
+    ) -> AnswerLeg:
+        """Send a request whose answer is for the client; `headers` are whole lines."""
+        leg = AnswerLeg(self, worker, request, poke)
+        leg.begin(self._pool, _post(route, worker, headers, body), body)
+        return leg
 
-    async def run_prefill(
-        self, worker: Worker, route: str, body: bytes, headers: Mapping[str, str], keep_body: bool
-    ) -> PrefillAnswer:
-        """Send a request and read its answer to the end, watching for errors inside a stream."""
-        response = await self._post(worker, route, body, headers)
-        try:
-            if response.status >= 400 or not _is_event_stream(response):
-                whole = await self._read_whole(worker, response)
-                return PrefillAnswer(whole.body, is_stream=False)
-            return await self._drain_stream(worker, response, keep_body)
-        except BaseException:
-            response.close()
-            raise
+    def start_prefill(
+        self,
+        worker: Worker,
+        request: RoutedRequest,
+        route: str,
+        body: bytes,
+        headers: bytes,
+        poke: Callable[[], None],
+        keeps_body: bool,
+    ) -> PrefillLeg:
+        """Send a request of which only success matters."""
+        leg = PrefillLeg(self, worker, request, poke, keeps_body)
+        leg.begin(self._pool, _post(route, worker, headers, body), body)
+        return leg
+
+    def let_finish(self, leg: PrefillLeg) -> None:
+        """Nobody waits for this leg any more: it may end by itself, within a limit."""
+        if not leg.is_over:
+            leg.poke = _ignore
+            self._drains.add(leg)
 
     async def fetch(
         self,
         worker: Worker,
         method: str,
-        path: str,
+        target: str,
         body: bytes,
         headers: Mapping[str, str],
         timeout_s: float,
     ) -> WholeAnswer:
         """A short exchange beside the requests for tokens; error statuses are answers, too."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._session.request(
-                method, worker.url + path, data=body or None, headers=headers, timeout=timeout
-            ) as response:
-                content = await response.read()
-                return WholeAnswer(worker, response.status, end_to_end(response.headers), content)
-        except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(_translated(worker, error)) from error
-
-    async def read_chunk(self, worker: Worker, response: aiohttp.ClientResponse) -> bytes:
-        try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(LegBroken(worker, reason_of(error))) from error
+            answer = await self._pool.fetch(worker.origin, method, target, headers, body, timeout_s)
+        except NotConnected as error:
+            raise self.failed(LegRefused(worker, str(error))) from error
+        except UpstreamError as error:
+            raise self.failed(LegBroken(worker, str(error))) from error
+        return WholeAnswer(worker, answer.status, end_to_end(answer.headers), answer.body)
 
     def failed(self, failure: LegFailure) -> LegFailure:
         """Report a failure; returns it to be raised."""
-        self._on_failure(failure)
+        self._ledger.note_failure(failure)
         return failure
 
-    async def _post(
-        self, worker: Worker, route: str, body: bytes, headers: Mapping[str, str]
-    ) -> aiohttp.ClientResponse:
-        data = io.BytesIO(body) if len(body) >= BIG_BODY_BYTES else body
-        try:
-            return await self._session.post(
-                worker.url + route, data=data, headers=headers, allow_redirects=False
-            )
-        except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(_translated(worker, error)) from error
+    def note_begin(self, leg: Leg) -> None:
+        self._legs.add(leg)
+        self._ledger.leg_began(leg)
 
-    async def _read_whole(self, worker: Worker, response: aiohttp.ClientResponse) -> WholeAnswer:
-        try:
-            body = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise self.failed(LegBroken(worker, reason_of(error))) from error
-        headers = end_to_end(response.headers)
-        if response.status >= 400:
-            raise self.failed(LegRejected(worker, response.status, headers, body))
-        return WholeAnswer(worker, response.status, headers, body)
+    def note_end(self, leg: Leg) -> None:
+        self._legs.discard(leg)
+        self._drains.discard(leg)
+        self._ledger.leg_ended(leg)
 
-    async def _drain_stream(
-        self, worker: Worker, response: aiohttp.ClientResponse, keep_body: bool
-    ) -> PrefillAnswer:
-        cutter, kept = sse.EventCutter(), bytearray()
-        while chunk := await self.read_chunk(worker, response):
-            events = cutter.feed(chunk)
-            rejection = rejection_in(worker, events)
-            if rejection is not None:
-                raise self.failed(rejection)
-            if keep_body:
-                kept += events
-        if not cutter.is_done:
-            raise self.failed(LegBroken(worker, "its stream ended without [DONE]"))
-        return PrefillAnswer(bytes(kept), is_stream=True)
+    def close(self) -> None:
+        """No leg outlives this."""
+        self._drains.close()
+        for leg in list(self._legs):
+            leg.abort()
 
 
-def _is_event_stream(response: aiohttp.ClientResponse) -> bool:
-    return response.content_type == "text/event-stream"
+def _post(route: str, worker: Worker, headers: bytes, body: bytes) -> bytes:
+    return request_head(b"POST", route.encode(), worker.origin, headers, len(body))
 
 
-def _translated(worker: Worker, error: aiohttp.ClientError | OSError) -> LegFailure:
-    """Before the connection stands nothing was sent; afterwards nobody knows what was done."""
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return LegRefused(worker, reason_of(error))
-    return LegBroken(worker, reason_of(error))
+def _ignore() -> None:
+    """In place of `poke` when nobody waits."""
 
 
-def reason_of(error: BaseException) -> str:
-    """One line for people; asyncio's own texts repeat the address, which we name already."""
-    if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno
-        return os.strerror(number) if number is not None and number > 0 else str(error.os_error)
-    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError):
-        return "it closed the connection before the answer was complete"
-    if isinstance(error, TimeoutError):
-        return "it did not answer in time"
-    return str(error) or type(error).__name__
-
-
-class _StreamedError(msgspec.Struct):
-    """What SGLang's workers put into a stream whose status has already been sent."""
-
-    error: dict[str, object] | str | None = None
-    meta_info: "_MetaInfo | None" = None
-
-
-class _MetaInfo(msgspec.Struct):
-    finish_reason: "_FinishReason | None" = None
-
-
-class _FinishReason(msgspec.Struct):
-    type: str = ""
-    message: str | None = None
-    status_code: int | None = None
-
-
-_decode_streamed = msgspec.json.Decoder(_StreamedError).decode
-
-
-def rejection_in(worker: Worker, events: bytes) -> LegRejected | None:
-    """The error that a worker tells inside a stream, whose status has already been sent."""
-    if b'"error"' not in events and b'"abort"' not in events:
-        return None
-    for payload in sse.payloads(events):
-        try:
-            said = _decode_streamed(payload)
-        except msgspec.DecodeError:
-            continue  # not one of the two shapes that tell of an error
-        finish = said.meta_info.finish_reason if said.meta_info else None
-        if said.error is not None:
-            return _rejected(worker, _status_of(said.error), payload)
-        if finish is not None and finish.type == "abort":
-            message = finish.message or "the prefill worker aborted the request"
-            body = msgspec.json.encode({"error": {"message": message, "type": "abort"}})
-            return _rejected(worker, finish.status_code, body)
-    return None
-
-
-def _status_of(error: dict[str, object] | str) -> object:
-    """SGLang's workers write the status as the code, Baton's write words for both."""
-    if isinstance(error, str):
-        return None
-    return CLIENT_GONE_STATUS if error.get("code") == "aborted" else error.get("code")
-
-
-def _rejected(worker: Worker, code: object, body: bytes) -> LegRejected:
-    status = code if isinstance(code, int) and 400 <= code <= 599 else 500
-    return LegRejected(worker, status, {"Content-Type": "application/json"}, body)
+def _is_event_stream(headers: RawHeaders) -> bool:
+    for name, value in headers:
+        if name == b"content-type":
+            return value.partition(b";")[0].strip().lower() == b"text/event-stream"
+    return False

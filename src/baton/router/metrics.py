@@ -1,47 +1,30 @@
 """The router's own figures for Prometheus, in a registry of their own.
 
 Worker gauges are read from the pool at scrape time, so a removed worker leaves nothing behind.
-Elsewhere: workers' metrics are theirs (scrape them directly).
+Elsewhere: what every request counts in (exchange_tally.py); workers' metrics are theirs (scrape
+them directly).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from baton.router.breaker import BreakerPhase
+from baton.router.choice_tally import ChoiceTally
+from baton.router.exchange_tally import SECONDS, ExchangeTally
+from baton.router.waiting import WaitingLine
 from baton.router.workers import WorkerPool
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class RouterMetrics:
     def __init__(self, pool: WorkerPool):
+        self._pool = pool
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "baton_router_requests",
-            "Requests for tokens that ended; status 499: the client left first.",
-            ["route", "status"],
-            registry=registry,
-        )
-        self.inflight = Gauge(
-            "baton_router_inflight", "Requests for tokens now in the router.", registry=registry
-        )
-        self.ttft = Histogram(
-            "baton_router_ttft_seconds",
-            "From a request's arrival to the first byte of its answer.",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.duration = Histogram(
-            "baton_router_request_duration_seconds",
-            "From a request's arrival to the last byte of its answer.",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
+        self.exchanges = ExchangeTally()
         self.leg_failures = Counter(
             "baton_router_leg_failures",
             "Legs failed by their worker, by stage and kind (refused, broken, rejected).",
@@ -53,7 +36,42 @@ class RouterMetrics:
             "Attempts on other workers after a connection was refused.",
             registry=registry,
         )
+        self.choices = ChoiceTally()
+        self.placements = Counter(
+            "baton_router_placements",
+            "Requests in a mixed pool that went whole to one worker or were split, and why.",
+            ["placement", "reason"],
+            registry=registry,
+        )
+        self.breaker_moves = Counter(
+            "baton_router_breaker_moves",
+            "Breakers that moved, by role and the phase they moved to.",
+            ["role", "phase"],
+            registry=registry,
+        )
+        self.waiting_seconds = Histogram(
+            "baton_router_waiting_seconds",
+            "How long requests waited for their turn before they were let in.",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.turned_away = Counter(
+            "baton_router_turned_away",
+            "Requests refused for want of room, by code (queue_full, queue_timeout).",
+            ["code"],
+            registry=registry,
+        )
         registry.register(_WorkerGauges(pool))
+        registry.register(self.exchanges)
+        registry.register(self.choices)
+
+    def watch_line(self, line: WaitingLine) -> None:
+        """Show how many requests wait; at most one line."""
+        self._registry.register(_LineGauges(line))
+
+    def watch_breakers(self, phase_of: Callable[[str], BreakerPhase]) -> None:
+        """Show the phase of every worker's breaker; at most once."""
+        self._registry.register(_BreakerGauges(self._pool, phase_of))
 
     def render(self) -> bytes:
         return bytes(generate_latest(self._registry))
@@ -77,3 +95,41 @@ class _WorkerGauges(Collector):
             inflight.add_metric(key, worker.num_in_flight)
         yield healthy
         yield inflight
+
+
+class _LineGauges(Collector):
+    def __init__(self, line: WaitingLine):
+        self._line = line
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        waiting = GaugeMetricFamily(
+            "baton_router_waiting", "Requests that wait for their turn.", labels=["priority"]
+        )
+        for priority, num in self._line.waiting_by_priority().items():
+            waiting.add_metric([str(priority)], num)
+        yield waiting
+        yield GaugeMetricFamily(
+            "baton_router_admitted", "Requests let in and not ended.", self._line.num_running
+        )
+        yield GaugeMetricFamily(
+            "baton_router_expected_wait_seconds",
+            "How long a request that came now would probably wait.",
+            self._line.expected_wait_s,
+        )
+
+
+class _BreakerGauges(Collector):
+    def __init__(self, pool: WorkerPool, phase_of: Callable[[str], BreakerPhase]):
+        self._pool = pool
+        self._phase_of = phase_of
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        phases = GaugeMetricFamily(
+            "baton_router_breaker_phase",
+            "1 for the phase (closed, open, half_open) of a worker's breaker.",
+            labels=["url", "role", "phase"],
+        )
+        for worker in self._pool:
+            phase = self._phase_of(worker.id)
+            phases.add_metric([worker.url, worker.role.value, phase.value], 1.0)
+        yield phases

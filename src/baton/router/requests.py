@@ -5,6 +5,7 @@ numbers of any size and any spelling arrive unchanged, in the client's order.
 Elsewhere: validating the request itself (the workers), HTTP (app.py).
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ Fields = Mapping[str, msgspec.Raw]
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
+_BEGINNING = re.compile(rb"(?P<lists>[\s\[]*)(?P<leaf>.?)", re.DOTALL)
+"""How deep the first of nested lists begins; a long list of numbers need not be taken apart."""
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,8 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return 0 if asked is not None and bytes(asked) == b"0" else 1
 
     def body_for_pair(self, host: str, port: int | None, draw_room: Callable[[], int]) -> bytes:
-        """The body both legs get, with rooms drawn anew."""
+        """The body both legs get, with rooms drawn anew. (To join the raw values again is cheaper
+        than to splice the added ones into the client's bytes.)"""
         fields: dict[str, Any] = dict(self.fields)
         num = self.num_items
         fields["bootstrap_host"] = host if num is None else [host] * num
@@ -104,16 +108,13 @@ def _num_prompts(raw: msgspec.Raw | None, depth_of_ids: int) -> int | None:
     A prompt is a text, or numbers nested `depth_of_ids` lists deep. What is neither is left for
     the worker to refuse.
     """
-    depth, num_outer, leaf = 0, 0, raw
-    while leaf is not None and _first_byte(leaf) == b"[":
-        items = _decode_items(leaf)
-        if depth == 0:
-            num_outer = len(items)
-        depth, leaf = depth + 1, items[0] if items else None
-    if leaf is None or depth == 0:
+    beginning = _BEGINNING.match(memoryview(raw or b""))
+    assert beginning is not None, "it matches everything"
+    depth, leaf = beginning["lists"].count(b"["), beginning["leaf"]
+    if raw is None or depth == 0 or leaf == b"]":
         return None
-    is_batch = _first_byte(leaf) == b'"' or depth > depth_of_ids
-    return num_outer if is_batch else None
+    is_batch = leaf == b'"' or depth > depth_of_ids
+    return len(_decode_items(raw)) if is_batch else None
 
 
 def _num_choices(raw: msgspec.Raw | None) -> int | None:
@@ -124,10 +125,6 @@ def _num_choices(raw: msgspec.Raw | None) -> int | None:
     if num > MAX_CHOICES:
         raise RequestError(f"n is {num}; it must be at most {MAX_CHOICES}", param="n")
     return num if num > 1 else None
-
-
-def _first_byte(raw: msgspec.Raw) -> bytes:
-    return bytes(memoryview(raw)[:1])
 
 
 def _wants_prompt_logprobs(route: str, fields: Fields) -> bool:

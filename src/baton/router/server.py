@@ -7,34 +7,23 @@ Elsewhere: argv (launch/router.py), routes (app.py).
 
 import asyncio
 import contextlib
-import logging
 import signal
 from collections.abc import Callable, Iterator
 
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
-
 from baton.core.errors import ConfigError
 from baton.obs.logs import EventLog
-from baton.router.app import GENERATION, make_router_app
+from baton.router.app import RouterApp
 from baton.router.config import RouterConfig
 from baton.router.generation import GenerationHandlers
+from baton.router.http.connection import Limits
+from baton.router.http.server import HttpServer
 
 _log = EventLog("baton.router")
-_http_log = logging.getLogger("baton.router.http")
 
 LAST_WORDS_S = 2.0
 """Time for requests that were ended to send their error, and for connections to close."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class _QuietAboutNoise(logging.Filter):
-    """Port scanners, HTTP/2 and TLS greetings are not errors of ours."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        return not isinstance(error, HttpProcessingError)
 
 
 class StopRequests:
@@ -57,50 +46,35 @@ async def run_router(
     """Serve until asked to stop. `ready` gets the port as soon as it listens. Without `stop`,
     SIGTERM and SIGINT are taken over (main thread only). Raises ConfigError if the address
     cannot be listened on."""
-    app = make_router_app(config)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        logger=_http_log,
-        shutdown_timeout=LAST_WORDS_S,
-    )
-    quiet = _QuietAboutNoise()
-    _http_log.addFilter(quiet)
-    try:
-        await runner.setup()
-        with _stop_requests(stop) as asked_to:
-            site = await _listen(runner, config)
-            if ready is not None:
-                ready(_port_of(runner))
-            await asked_to.asked.wait()
-            await _wind_down(site, app[GENERATION], asked_to, config.shutdown_grace_s)
-    finally:
-        await runner.cleanup()
-        _http_log.removeFilter(quiet)
+    app = RouterApp(config)
+    async with app.running():
+        server = HttpServer(app, Limits(body_bytes=config.max_payload_bytes))
+        try:
+            with _stop_requests(stop) as asked_to:
+                port = await _listen(server, config)
+                if ready is not None:
+                    ready(port)
+                await asked_to.asked.wait()
+                await _wind_down(server, app.generation, asked_to, config.shutdown_grace_s)
+        finally:
+            await server.close(LAST_WORDS_S)
 
 
-async def _listen(runner: web.AppRunner, config: RouterConfig) -> web.TCPSite:
-    site = web.TCPSite(runner, config.host, config.port)
+async def _listen(server: HttpServer, config: RouterConfig) -> int:
     try:
-        await site.start()
+        return await server.listen(config.host, config.port)
     except OSError as error:
         raise ConfigError(
             f"--host {config.host} --port {config.port} cannot be listened on: "
             f"{error.strerror or error}; use another port, or 0 for any free one"
         ) from error
-    return site
-
-
-def _port_of(runner: web.AppRunner) -> int:
-    return int(runner.addresses[0][1])
 
 
 async def _wind_down(
-    site: web.TCPSite, generation: GenerationHandlers, asked_to: StopRequests, grace_s: float
+    server: HttpServer, generation: GenerationHandlers, asked_to: StopRequests, grace_s: float
 ) -> None:
     generation.refuse_new()
-    await site.stop()
+    server.stop_listening()
     _log.info("stopping", num_running=generation.num_running, grace_s=grace_s)
     ends = {
         asyncio.create_task(generation.idle.wait()),

@@ -8,6 +8,7 @@ Elsewhere: what the events mean (logprobs.py, legs.py).
 from collections.abc import Iterator
 
 DONE_EVENT = b"data: [DONE]\n\n"
+_USUAL_END = b"\n\n" + DONE_EVENT
 _ENDS = (b"\n\n", b"\r\n\r\n")
 
 
@@ -44,6 +45,8 @@ def _end_of_last(chunk: bytes, end: bytes) -> int:
 
 
 def _says_done(events: bytes) -> bool:
+    if events.endswith(_USUAL_END):
+        return True
     last_line = events.rstrip().rpartition(b"\n")[2]
     return last_line.startswith(b"data:") and last_line[5:].strip() == b"[DONE]"
 

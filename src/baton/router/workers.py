@@ -5,18 +5,17 @@
 
 Invariant: for every worker num_in_flight >= 0 and equals begun minus ended requests; only
 HEALTHY workers are candidates.
-Elsewhere: asking workers how they are (health.py), choosing among them (policies.py).
+Elsewhere: asking workers how they are (health.py), choosing among them (placement.py).
 """
 
 import enum
 import ipaddress
 from collections.abc import Callable, Collection, Iterator
-from urllib.parse import urlsplit
 
 import msgspec
 
 from baton.router.config import HealthRules, WorkerRole, WorkerSpec
-from baton.router.policies import Candidate
+from baton.router.http.origin import origin_of
 
 
 class Phase(enum.StrEnum):
@@ -86,17 +85,11 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReportedLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """`num_in_flight` is our own count at the moment of the report: what the worker has beyond
-    it belongs to others. `num_requests` is None where a worker reports only tokens."""
+    """`num_requests` is None where a worker reports only tokens."""
 
     num_requests: int | None
     num_tokens: int
-    num_in_flight: int
     at_s: float
-
-    @property
-    def num_foreign(self) -> int:
-        return max(0, (self.num_requests or 0) - self.num_in_flight)
 
 
 class Worker:
@@ -105,12 +98,15 @@ class Worker:
     def __init__(self, worker_id: str, spec: WorkerSpec, now_s: float):
         self.id = worker_id
         self.spec = spec
+        self.origin = origin_of(spec.url)
+        host = self.origin.host
+        self.bootstrap_host = f"[{host}]" if ":" in host else host
+        """Host of the URL; IPv6 keeps its brackets, as it is joined with a port by the worker."""
         self.added_s = now_s
         self.health = Health(since_s=now_s)
         self.facts: WorkerFacts | None = None
         self.load: ReportedLoad | None = None
         self.num_in_flight = 0
-        self.last_dispatch = 0
 
     @property
     def url(self) -> str:
@@ -125,12 +121,6 @@ class Worker:
         return self.health.phase is Phase.HEALTHY
 
     @property
-    def bootstrap_host(self) -> str:
-        """Host of the URL; IPv6 keeps its brackets, as it is joined with a port by the worker."""
-        host = urlsplit(self.url).hostname or ""
-        return f"[{host}]" if ":" in host else host
-
-    @property
     def bootstrap_port(self) -> int | None:
         if self.spec.bootstrap_port is not None or self.facts is None:
             return self.spec.bootstrap_port
@@ -139,19 +129,9 @@ class Worker:
     @property
     def local_pid(self) -> int | None:
         """Process id, if the worker runs on this host: elsewhere the number means nothing."""
-        if self.facts is None or not _is_loopback(urlsplit(self.url).hostname or ""):
+        if self.facts is None or not _is_loopback(self.origin.host):
             return None
         return self.facts.pid
-
-    def as_candidate(self) -> Candidate:
-        load = self.load
-        return Candidate(
-            worker_id=self.id,
-            num_in_flight=self.num_in_flight,
-            num_foreign=load.num_foreign if load else 0,
-            num_tokens=load.num_tokens if load else 0,
-            last_dispatch=self.last_dispatch,
-        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -165,13 +145,18 @@ def _is_loopback(host: str) -> bool:
 
 class WorkerPool:
     """All workers, by id. `on_change` is called after a worker joined, left, changed phase
-    or told something new of itself."""
+    or told something new of itself; `on_load` after it told its load."""
 
-    def __init__(self, rules: HealthRules, on_change: Callable[[Worker], None]):
+    def __init__(
+        self,
+        rules: HealthRules,
+        on_change: Callable[[Worker], None],
+        on_load: Callable[[Worker], None] = lambda _worker: None,
+    ):
         self._rules = rules
         self._on_change = on_change
+        self._on_load = on_load
         self._workers: dict[str, Worker] = {}
-        self._num_dispatches = 0
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -203,8 +188,6 @@ class WorkerPool:
 
     def begin(self, worker: Worker) -> None:
         """A request goes to this worker; `end` must follow exactly once."""
-        self._num_dispatches += 1
-        worker.last_dispatch = self._num_dispatches
         worker.num_in_flight += 1
 
     def end(self, worker: Worker) -> None:
@@ -228,12 +211,8 @@ class WorkerPool:
     def note_load(
         self, worker: Worker, num_requests: int | None, num_tokens: int, now_s: float
     ) -> None:
-        worker.load = ReportedLoad(
-            num_requests=num_requests,
-            num_tokens=num_tokens,
-            num_in_flight=worker.num_in_flight,
-            at_s=now_s,
-        )
+        worker.load = ReportedLoad(num_requests=num_requests, num_tokens=num_tokens, at_s=now_s)
+        self._on_load(worker)
 
     def _set_health(self, worker: Worker, health: Health) -> None:
         moved = health.phase is not worker.health.phase
@@ -246,7 +225,6 @@ class WorkerPool:
     def check_invariants(self) -> None:
         for worker in self._workers.values():
             assert worker.num_in_flight >= 0
-            assert worker.last_dispatch <= self._num_dispatches
             health = worker.health
             assert health.num_failures == 0 or health.num_successes == 0
             assert (health.phase is Phase.HEALTHY) == (health.reason == "")

@@ -10,10 +10,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
+import uvloop
 
-from baton.router.app import FLEET, GENERATION, make_router_app
+from baton.router.app import RouterApp
 from baton.router.config import HealthRules, RouterConfig, WorkerRole, WorkerSpec
+from baton.router.http.connection import Limits
+from baton.router.http.server import HttpServer
 from baton.testing.fake_worker import FakeWorker
 
 SCENARIO_LIMIT_S = 20.0
@@ -23,9 +25,9 @@ FAST_PROBES = HealthRules(interval_s=0.05, timeout_s=1.0)
 class Cluster:
     """A running router, its workers, and a client session."""
 
-    def __init__(self, app: web.Application, url: str, session: aiohttp.ClientSession):
-        self.fleet = app[FLEET]
-        self.generation = app[GENERATION]
+    def __init__(self, app: RouterApp, url: str, session: aiohttp.ClientSession):
+        self.fleet = app.fleet
+        self.generation = app.generation
         self.url = url
         self.session = session
         self.prefills: list[FakeWorker] = []
@@ -73,8 +75,9 @@ async def make_cluster(
             for w in workers
         ]
         options = {"health": FAST_PROBES, "pd_disaggregation": not num_regular, "seed": 1} | options
-        app = make_router_app(RouterConfig(workers=tuple(specs), **options))
-        url = await stack.enter_async_context(serving(app))
+        config = RouterConfig(workers=tuple(specs), **options)
+        app = RouterApp(config)
+        url = await stack.enter_async_context(serving(app, body_bytes=config.max_payload_bytes))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         cluster = Cluster(app, url, session)
         cluster.prefills, cluster.decodes, cluster.regulars = by_role.values()
@@ -83,27 +86,35 @@ async def make_cluster(
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application) -> AsyncIterator[str]:
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+async def serving(app: RouterApp, **limits: Any) -> AsyncIterator[str]:
+    async with app.running():
+        server = HttpServer(app, Limits(**limits))
+        try:
+            yield f"http://127.0.0.1:{await server.listen('127.0.0.1', 0)}"
+        finally:
+            await server.close(1.0)
 
 
-def run_scenario(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(SCENARIO_LIMIT_S):
-            await scenario()
-
-    asyncio.run(limited())
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for what only sockets can tell; the scenario's limit ends it."""
+    while not is_so():  # noqa: ASYNC110
+        await asyncio.sleep(0)
 
 
-@pytest.fixture
-def run() -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
-    """Run one async scenario to its end, within a limit."""
+@pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def run(
+    request: pytest.FixtureRequest,
+) -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
+    """Run one async scenario to its end, within a limit: on the loop that is served with, and on
+    the one that Python brings."""
+
+    def run_scenario(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async def limited() -> None:
+            async with asyncio.timeout(SCENARIO_LIMIT_S):
+                await scenario()
+
+        request.param(limited())
+
     return run_scenario
 
 

@@ -107,7 +107,6 @@ def test_workers_come_and_go(run: Run, cluster: ClusterMaker) -> None:
     "body",
     [
         {"url": "127.0.0.1:3"},
-        {"url": "http://h:1", "worker_type": "regular"},
         {"url": "http://h:1", "worker_type": "chef"},
         {"url": "http://h:1", "worker_type": "prefill", "bootstrap_port": 0},
         {"worker_type": "prefill"},
@@ -120,6 +119,17 @@ def test_wrong_workers_are_refused(run: Run, cluster: ClusterMaker, body: Any) -
             status, _, answer = await c.post("/workers", body)
             assert (status, error_of(answer)["type"]) == (400, "invalid_request_error")
             assert len(c.fleet.pool) == 0
+
+    run(scenario)
+
+
+def test_a_router_without_pairs_refuses_their_workers(run: Run, cluster: ClusterMaker) -> None:
+    async def scenario() -> None:
+        async with cluster(0, 0, 1) as c:
+            wanted = {"url": "http://h:1", "worker_type": "decode"}
+            status, _, answer = await c.post("/workers", wanted)
+            assert status == 400
+            assert "--pd-disaggregation" in error_of(answer)["message"]
 
     run(scenario)
 
@@ -257,6 +267,8 @@ def test_a_body_too_large_without_a_length_is_refused(run: Run, cluster: Cluster
         async with cluster(1, 1, max_payload_bytes=1000) as c:
             async with c.session.post(c.url + "/generate", data=pieces()) as response:
                 assert response.status == 413
+            _, _, metrics = await c.get("/metrics")
+            assert b'requests_total{route="/generate",status="413"} 1.0' in metrics
 
     run(scenario)
 

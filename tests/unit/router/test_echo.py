@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from baton.router.app import FLEET, make_router_app
+from baton.router.app import RouterApp
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.testing.byte_tokenizer import EOS_ID
 from baton.testing.fake_engine import FakeEngine
@@ -37,11 +37,9 @@ async def pair(**settings: Any) -> AsyncIterator[tuple[str, FakeWorker]]:
             WorkerSpec(prefill.url, WorkerRole.PREFILL, 8998),
             WorkerSpec(decode.url, WorkerRole.DECODE),
         )
-        app = make_router_app(
-            RouterConfig(workers=specs, pd_disaggregation=True, health=FAST_PROBES)
-        )
+        app = RouterApp(RouterConfig(workers=specs, pd_disaggregation=True, health=FAST_PROBES))
         url = await stack.enter_async_context(serving(app))
-        await app[FLEET].until(lambda pool: sum(worker.is_healthy for worker in pool) == 2)
+        await app.fleet.until(lambda pool: sum(worker.is_healthy for worker in pool) == 2)
         yield url, decode
 
 

@@ -1,6 +1,7 @@
 """When a leg fails, a client leaves or time runs out: who is told, what, and how soon."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -200,7 +201,7 @@ def test_a_client_that_leaves_ends_both_legs(
 ) -> None:
     async def scenario() -> None:
         async with cluster() as c:
-            c.prefills[0].script, c.decodes[0].script = prefill, decode
+            c.prefills[0].script, c.decodes[0].script = of_this_loop(prefill), of_this_loop(decode)
             asked = asyncio.create_task(c.post("/generate", body))
             for worker in c.workers:
                 await worker.until(lambda w: len(w.requests) == 1)
@@ -216,6 +217,11 @@ def test_a_client_that_leaves_ends_both_legs(
             assert b"baton_router_inflight 0.0" in metrics
 
     run(scenario)
+
+
+def of_this_loop(script: Script) -> Script:
+    """An event belongs to the loop in which it was first waited for."""
+    return dataclasses.replace(script, gates={point: asyncio.Event() for point in script.gates})
 
 
 def test_a_refused_connection_is_tried_on_another_pair(run: Run, cluster: ClusterMaker) -> None:

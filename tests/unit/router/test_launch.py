@@ -15,9 +15,12 @@ import pytest
 
 from baton.core.errors import ConfigError
 from baton.launch.router import config_from, make_parser
+from baton.router.breaker import BreakerRules
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
-from baton.router.policies import PolicyName
+from baton.router.policies import CacheRules, PolicyName
 from baton.router.server import StopRequests, run_router
+from baton.router.split import SplitRules
+from baton.router.waiting import WaitingRules
 from baton.testing.fake_worker import FakeWorker, Script
 
 from .conftest import FAST_PROBES
@@ -59,6 +62,29 @@ def test_defaults_and_other_flags() -> None:
     assert (config.request_timeout_s, config.health.interval_s, config.api_key) == (2.5, 3, "k")
 
 
+def test_rules_of_placement_breaker_and_queue() -> None:
+    config = config_of(
+        *("--cache-threshold", "0.5", "--balance-abs-threshold", "8"),
+        *("--balance-rel-threshold", "2", "--max-prefix-hashes", "99"),
+        *("--always-split", "--split-margin", "0.1", "--max-stall-ms", "20"),
+        *("--cb-failure-threshold", "3", "--cb-success-threshold", "2"),
+        *("--cb-window-duration-secs", "10", "--cb-cool-down-secs", "2"),
+        *("--cb-timeout-duration-secs", "30", "--disable-circuit-breaker"),
+        *("--max-concurrent-requests", "4", "--queue-size", "7", "--queue-timeout-secs", "5"),
+        *("--schedule-low-priority-values-first", "--tenant-header", "x-tenant"),
+    )
+    assert config.cache == CacheRules(0.5, 8, 2.0, 99)
+    assert config.split == SplitRules(is_conditional=False, margin=0.1, max_stall_s=0.02)
+    assert config.breaker == BreakerRules(False, 3, 2, 10.0, 2.0, 30.0)
+    assert config.waiting == WaitingRules(4, 7, 5.0, low_values_first=True)
+    assert config.tenant_header == "x-tenant"
+
+
+def test_unified_workers_may_join_a_pool_of_pairs() -> None:
+    config = config_of("--pd-disaggregation", "--worker-urls", "http://a:1")
+    assert [w.role for w in config.workers] == [WorkerRole.REGULAR]
+
+
 def test_the_key_comes_from_the_environment_unless_a_flag_gives_one() -> None:
     environ = {"BATON_API_KEY": "sesame"}
     assert config_from(make_parser().parse_args([]), environ=environ).api_key == "sesame"
@@ -71,7 +97,6 @@ def test_the_key_comes_from_the_environment_unless_a_flag_gives_one() -> None:
     ("argv", "message"),
     [
         (["--prefill", "http://a:1"], "--pd-disaggregation"),
-        (["--pd-disaggregation", "--worker-urls", "http://a:1"], "prefill or decode"),
         (["--worker-urls", "a:1"], "try http://a:1"),
         (["--worker-urls", "http://a:99999"], "is not a URL"),
         (["--worker-urls", "http://a:1/v1"], "leave the rest out"),
@@ -82,6 +107,19 @@ def test_the_key_comes_from_the_environment_unless_a_flag_gives_one() -> None:
         (["--health-check-interval-secs", "0"], "not above 0"),
         (["--request-timeout-secs", "nan"], "not above 0"),
         (["--health-failure-threshold", "0"], "at least 1"),
+        (["--cache-threshold", "1.5"], "from 0 to 1"),
+        (["--balance-abs-threshold", "-1"], "at least 0"),
+        (["--balance-rel-threshold", "0.9"], "is below 1"),
+        (["--max-prefix-hashes", "0"], "at least 1"),
+        (["--split-margin", "-0.1"], "from 0 to 1"),
+        (["--max-stall-ms", "-1"], "is negative"),
+        (["--cb-failure-threshold", "0"], "at least 1"),
+        (["--cb-success-threshold", "0"], "at least 1"),
+        (["--cb-window-duration-secs", "0"], "not above 0"),
+        (["--cb-timeout-duration-secs", "0.5"], "is below --cb-cool-down-secs 1"),
+        (["--max-concurrent-requests", "0"], "at least 1"),
+        (["--queue-size", "-1"], "at least 0"),
+        (["--queue-timeout-secs", "0"], "not above 0"),
     ],
 )
 def test_wrong_flags_name_the_flag_and_the_mend(argv: list[str], message: str) -> None:
@@ -89,7 +127,7 @@ def test_wrong_flags_name_the_flag_and_the_mend(argv: list[str], message: str) -
         config_of(*argv)
 
 
-@pytest.mark.parametrize("flag", ["--cache-threshold=0.3", "--policy=cache_aware", "--mini-lb"])
+@pytest.mark.parametrize("flag", ["--dp-aware", "--policy=bucket", "--mini-lb"])
 def test_what_is_not_implemented_is_not_accepted(
     flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

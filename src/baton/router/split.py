@@ -1,0 +1,106 @@
+"""Whether a request goes whole to one worker, although there are prefill and decode workers.
+
+Splitting costs a queue and a hand-over; a short uncached prompt on an idle worker is done sooner
+without. The prediction decides, with two brakes: a prompt that would stall running streams for
+longer than `max_stall_s` is split, and a decision changes only for a gain above `margin`, so
+that requests of one size do not flap between two ways that take equally long.
+Invariant: `decide` depends on its arguments only, and every decision has a reason.
+Elsewhere: the predictions (policies/predict.py), asking for them (placement.py).
+"""
+
+import enum
+from dataclasses import dataclass
+
+import msgspec
+
+
+@dataclass(frozen=True)
+class SplitRules:
+    """`is_conditional` False: split whatever can be split."""
+
+    is_conditional: bool = True
+    margin: float = 0.2
+    max_stall_s: float = 0.05
+
+
+class SplitReason(enum.StrEnum):
+    """Why whole: NO_PAIR, WHOLE_FASTER, KEPT_WHOLE. Why split: all others."""
+
+    NO_PAIR = "no_pair"
+    NO_WHOLE_WORKER = "no_whole_worker"
+    ALWAYS_SPLIT = "always_split"
+    WOULD_STALL_STREAMS = "would_stall_streams"
+    WHOLE_FASTER = "whole_faster"
+    SPLIT_FASTER = "split_faster"
+    KEPT_WHOLE = "kept_whole"
+    KEPT_SPLIT = "kept_split"
+
+
+class WholeCost(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker alone: what waits there, the prompt, and the streams that would stand still."""
+
+    queue_s: float
+    compute_s: float
+    num_streams: int
+
+    @property
+    def ttft_s(self) -> float:
+        return self.queue_s + self.compute_s
+
+
+class PairCost(msgspec.Struct, frozen=True, kw_only=True):
+    """The best pair: until prefill has computed the prompt, then until decode goes on."""
+
+    prefill_s: float
+    handover_s: float
+
+    @property
+    def ttft_s(self) -> float:
+        return self.prefill_s + self.handover_s
+
+
+class SplitDecision(msgspec.Struct, frozen=True):
+    is_whole: bool
+    reason: SplitReason
+
+
+def decide(
+    whole: WholeCost | None, pair: PairCost | None, rules: SplitRules, was_whole: bool | None
+) -> SplitDecision:
+    """None: there is no such worker, or no such pair; at least one is there. `was_whole`: the last
+    decision for requests of this size."""
+    assert whole is not None or pair is not None, "nobody could serve it"
+    if pair is None:
+        return SplitDecision(True, SplitReason.NO_PAIR)
+    if whole is None:
+        return SplitDecision(False, SplitReason.NO_WHOLE_WORKER)
+    if not rules.is_conditional:
+        return SplitDecision(False, SplitReason.ALWAYS_SPLIT)
+    if whole.num_streams > 0 and whole.compute_s > rules.max_stall_s:
+        return SplitDecision(False, SplitReason.WOULD_STALL_STREAMS)
+    if was_whole and whole.ttft_s <= pair.ttft_s * (1 + rules.margin):
+        kept = whole.ttft_s > pair.ttft_s
+        return SplitDecision(True, SplitReason.KEPT_WHOLE if kept else SplitReason.WHOLE_FASTER)
+    if was_whole is False and whole.ttft_s * (1 + rules.margin) >= pair.ttft_s:
+        kept = whole.ttft_s < pair.ttft_s
+        return SplitDecision(False, SplitReason.KEPT_SPLIT if kept else SplitReason.SPLIT_FASTER)
+    if whole.ttft_s < pair.ttft_s:
+        return SplitDecision(True, SplitReason.WHOLE_FASTER)
+    return SplitDecision(False, SplitReason.SPLIT_FASTER)
+
+
+class Splitter:
+    """Remembers the last decision for each size of prompt, in powers of two of uncached tokens."""
+
+    def __init__(self, rules: SplitRules) -> None:
+        self._rules = rules
+        self._was_whole: dict[int, bool] = {}
+
+    def decide(
+        self, num_uncached: int, whole: WholeCost | None, pair: PairCost | None
+    ) -> SplitDecision:
+        size = num_uncached.bit_length()
+        decision = decide(whole, pair, self._rules, self._was_whole.get(size))
+        if decision.reason not in (SplitReason.NO_PAIR, SplitReason.NO_WHOLE_WORKER):
+            self._was_whole[size] = decision.is_whole
+        return decision
