@@ -158,9 +158,11 @@ class Leg:
 class AnswerLeg(Leg):
     """The leg whose answer the client gets. `has_answer`: all of it is in `body`, or it is a
     stream whose first event is here: `take_first`, then `flow_into`; both get whole events.
-    `rejection`: the error that the worker told inside the stream."""
+    `rejection`: the error that the worker told inside the stream. `may_move`: another worker can
+    go on if this one is given up."""
 
-    __slots__ = ("_cutter", "_num_held_bytes", "_take", "body", "has_answer", "rejection")
+    __slots__ = ("_cutter", "_num_held_bytes", "_take", "body", "has_answer", "may_move",
+                 "rejection")  # fmt: skip
 
     def __init__(
         self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
@@ -168,10 +170,16 @@ class AnswerLeg(Leg):
         super().__init__(wire, worker, request, poke)
         self.body = b""
         self.has_answer = False
+        self.may_move = False
         self.rejection: LegRejected | None = None
         self._cutter = sse.EventCutter()
         self._num_held_bytes = 0
         self._take: Callable[[bytes], None] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """The stream's last event is here."""
+        return self._cutter.is_done
 
     def take_first(self) -> bytes:
         """The stream's events so far."""
@@ -356,6 +364,12 @@ class Wire:
         self._legs.discard(leg)
         self._drains.discard(leg)
         self._ledger.leg_ended(leg)
+
+    def give_up_on(self, worker: Worker) -> None:
+        """The worker does not answer any more: streams that can go on elsewhere do so now."""
+        for leg in list(self._legs):
+            if leg.worker is worker and isinstance(leg, AnswerLeg) and leg.may_move:
+                leg.break_off(f"it is {worker.health.phase}: {worker.health.reason}")
 
     def close(self) -> None:
         """No leg outlives this."""
