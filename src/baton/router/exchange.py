@@ -198,7 +198,7 @@ class Exchange:
             while not leg.is_over:
                 await self.changed()
         rejection = leg.rejection
-        if leg.failure is not None:
+        if leg.failure is not None and not leg.is_done:  # behind [DONE] nothing is missing
             stream.write(events)
             raise leg.failure
         if rejection is not None and passing.is_held_back(rejection):

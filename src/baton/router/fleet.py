@@ -119,6 +119,10 @@ class Fleet:
         else:
             self.placement.note_computed(visit, now_s)
 
+    def has_another(self, worker: Worker) -> bool:
+        """Whether its work could be done elsewhere."""
+        return self.placement.has_usable(worker.role, (worker.id,))
+
     def note_failure(self, failure: LegFailure) -> None:
         """A leg failed: blame that worker, and only for what is its fault. The request's own line
         in the log is written where the request ends."""
@@ -151,7 +155,7 @@ class Fleet:
         self.placement.follow(worker, is_known=self.pool.get(worker.id) is worker)
         self._changed.set()
         is_lost = worker.health.phase is Phase.UNHEALTHY
-        if is_lost and self.give_up_on is not None and self.placement.has_usable(worker.role):
+        if is_lost and self.give_up_on is not None and self.has_another(worker):
             asyncio.get_running_loop().call_soon(self.give_up_on, worker)
 
     def _note_load(self, worker: Worker) -> None:
