@@ -42,11 +42,13 @@ _VOLATILE = re.compile(rb'"(e2e_latency|created)":[0-9.e-]+')
 
 class Cables:
     """Connections to workers, of which the next stream's is cut after so many bytes of it.
-    `num_cuts`: how many of the next ones are."""
+    `num_cuts`: how many of the next ones are. `hides_marks`: afterwards workers seem not to know
+    marks."""
 
     def __init__(self) -> None:
         self.cut_after = 0
         self.num_cuts = 0
+        self.hides_marks = False
         self.asked: list[bytes] = []
 
     @contextlib.asynccontextmanager
@@ -103,6 +105,8 @@ class Cables:
             if left is None and b"text/event-stream" in chunk and self.num_cuts > 0:
                 self.num_cuts -= 1
                 left = self.cut_after + start + 4
+            elif self.hides_marks:
+                chunk = chunk.replace(b"X-Baton-Marks", b"X-Other-Field")
             if left is not None and len(chunk) >= left:
                 writer.write(chunk[:left])
                 await writer.drain()
@@ -271,6 +275,22 @@ def test_with_nobody_else_the_stream_ends_with_an_error(run: Run) -> None:
             assert b"worker_failed" in got
             assert got.endswith(b"data: [DONE]\n\n")
             assert (alone.resumes("resumed"), alone.resumes("given_up")) == (0, 1)
+
+    run(scenario)
+
+
+def test_a_worker_that_would_begin_anew_is_not_believed(run: Run) -> None:
+    path, body = REQUESTS["generate"]
+
+    async def scenario() -> None:
+        async with cluster() as both:
+            expected = await both.stream(path, body)
+            both.cables.cut_after, both.cables.num_cuts, both.cables.hides_marks = 1500, 1, True
+            *events, error, done, rest = (await both.stream(path, body)).split(b"\n\n")
+            assert expected.startswith(b"\n\n".join(events))
+            assert b"cannot go on with another worker's stream" in error
+            assert (done, rest) == (b"data: [DONE]", b"")
+            assert (both.resumes("resumed"), both.resumes("given_up")) == (0, 1)
 
     run(scenario)
 
