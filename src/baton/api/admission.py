@@ -49,14 +49,17 @@ def admit(
     ids = _request_ids(spec, base_id, num_samples)
     pairings = _pairings(spec, limits.role, num_samples)
     drawn_seed = draw_seed()
+    resumed = _resumed_token_ids(spec, limits, num_samples)
     samples: list[Sample] = []
     for prompt_index, prompt in enumerate(spec.prompts):
-        sampling = _sampling(prompt, limits, spec)
+        sampling = _sampling(prompt, limits, spec, len(resumed))
         for choice in range(prompt.n):
             index = len(samples)
             pairing = pairings[index]
             if prompt.seed is not None:
                 seed = prompt.seed + choice
+            elif spec.resume is not None and spec.resume.seed is not None:
+                seed = spec.resume.seed
             else:
                 seed = (pairing.room if pairing else drawn_seed) + index
             samples.append(
@@ -65,7 +68,10 @@ def admit(
                     prompt_index=prompt_index,
                     request=EngineRequest(
                         request_id=ids[index],
-                        prompt_token_ids=prompt.token_ids,
+                        prompt_token_ids=[*prompt.token_ids, *resumed]
+                        if resumed
+                        else prompt.token_ids,
+                        num_resumed_tokens=len(resumed),
                         sampling=msgspec.structs.replace(sampling, seed=seed & MAX_SEED),
                         priority=spec.priority,
                         prompt_logprobs_start=_prompt_logprobs_start(prompt, limits.role, pairing),
@@ -103,7 +109,33 @@ def _count_samples(spec: GenerationSpec, limits: Limits) -> int:
     return count
 
 
-def _sampling(prompt: PromptSpec, limits: Limits, spec: GenerationSpec) -> SamplingParams:
+def _resumed_token_ids(spec: GenerationSpec, limits: Limits, num_samples: int) -> list[int]:
+    if spec.resume is None:
+        return []
+    token_ids = spec.resume.token_ids
+    if num_samples != 1 or not spec.stream:
+        raise RequestError(
+            f"resume goes on with a stream of one sample; this request has {num_samples} and "
+            f"stream is {str(spec.stream).lower()}",
+            param="resume",
+        )
+    if spec.prompts[0].prompt_logprobs_start is not None:
+        raise RequestError(
+            "resume cannot be joined with logprobs of the prompt; leave one of them out",
+            param="resume",
+        )
+    wrong = [token_id for token_id in token_ids if not 0 <= token_id < limits.vocab_size]
+    if wrong:
+        raise RequestError(
+            f"resume.token_ids has token id {wrong[0]}; ids go from 0 to {limits.vocab_size - 1}",
+            param="resume.token_ids",
+        )
+    return token_ids
+
+
+def _sampling(
+    prompt: PromptSpec, limits: Limits, spec: GenerationSpec, num_resumed: int
+) -> SamplingParams:
     max_new_tokens = _max_new_tokens(prompt, limits, spec.field_names.get("max_new_tokens", ""))
     sampling = msgspec.structs.replace(
         prompt.sampling, max_new_tokens=max(1, max_new_tokens), seed=prompt.seed or 0
@@ -114,10 +146,18 @@ def _sampling(prompt: PromptSpec, limits: Limits, spec: GenerationSpec) -> Sampl
         sampling.validate(limits.vocab_size)
     except RequestError as error:
         raise _in_client_words(error, spec) from None
+    if num_resumed and num_resumed >= max_new_tokens:
+        raise RequestError(
+            f"resume.token_ids has {num_resumed} tokens; the request ends after {max_new_tokens}",
+            param="resume.token_ids",
+        )
     if limits.role == "prefill":
-        # The first token is drawn here, so a minimum still forbids an end token on it.
+        # The next token is drawn here, so a minimum still forbids an end token on it.
+        num_first = 1 + num_resumed
         return msgspec.structs.replace(
-            sampling, max_new_tokens=1, min_new_tokens=min(1, sampling.min_new_tokens)
+            sampling,
+            max_new_tokens=num_first,
+            min_new_tokens=min(num_first, sampling.min_new_tokens),
         )
     return sampling
 

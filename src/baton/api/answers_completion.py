@@ -107,7 +107,7 @@ class CompletionAnswer:
         """Where the first listed token stands: behind an echoed prompt, unless that is listed."""
         if self._echo_texts is None or self._num_top is None or outcome.prompt_logprobs:
             return 0
-        prompt = outcome.sample.request.prompt_token_ids
+        prompt = outcome.sample.request.prompt_token_ids[: outcome.num_prompt_tokens]
         return sum(len(self._tokenizer.token_text(token_id)) for token_id in prompt)
 
     def _logprobs(self, logprobs: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs | None:

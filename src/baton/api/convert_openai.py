@@ -262,6 +262,7 @@ def _spec(body: OpenAIRequest, prompts: list[PromptSpec], length_field: str) -> 
         stream=bool(body.stream),
         rid=body.rid,
         bootstrap=body,
+        resume=body.resume,
         # SGLang runs higher values first, the engine lower ones.
         priority=-(body.priority or 0),
         field_names={

@@ -21,9 +21,9 @@ from baton.api.outcome import Outcome, TokenCounts, count_tokens
 from baton.api.pairing import attach_peers
 from baton.api.request_id import REQUEST_ID, engine_base_id
 from baton.api.running import Claim
-from baton.api.sample_stream import Stopwatch, stream_sample
-from baton.api.spec import GenerationSpec
-from baton.api.sse import DONE, EventStream
+from baton.api.sample_stream import Piece, Stopwatch, stream_sample
+from baton.api.spec import GenerationSpec, Sample
+from baton.api.sse import DONE, MARKS_HEADER, EventStream
 from baton.api.state import Service
 from baton.obs.logs import event_log
 
@@ -34,7 +34,11 @@ TOKEN_COUNTS: Final = web.RequestKey("token_counts", TokenCounts)
 
 
 async def generate(
-    request: web.Request, service: Service, spec: GenerationSpec, answer: Answer
+    request: web.Request,
+    service: Service,
+    spec: GenerationSpec,
+    answer: Answer,
+    created: int = 0,
 ) -> web.StreamResponse:
     """Serve one request. Raises what errors.py can describe, unless an event was already sent."""
     engine = service.live_engine()
@@ -54,7 +58,8 @@ async def generate(
         outcomes = [Outcome(sample) for sample in samples]
         try:
             if spec.stream:
-                return await _answer_with_events(request, pieces, outcomes, answer)
+                marks = _Marks(samples, created) if _are_wanted(request, service, samples) else None
+                return await _answer_with_events(request, pieces, outcomes, answer, marks)
             return await _answer_at_once(pieces, outcomes, answer)
         finally:
             request[TOKEN_COUNTS] = count_tokens(outcomes)
@@ -63,6 +68,28 @@ async def generate(
 def _stop_if_aborted(claim: Claim) -> None:
     if claim.is_aborted:
         raise GenerationFailed("the request was aborted", CLIENT_CLOSED, "aborted")
+
+
+class _Marks:
+    """Which tokens the events of a stream's one sample have brought it to. The last piece gets no
+    mark: [DONE] is its own, and where a stream breaks between the two, that piece is made again."""
+
+    def __init__(self, samples: Sequence[Sample], created: int):
+        request = samples[0].request
+        self.header = f"{request.sampling.seed} {created} {request.request_id}"
+        self._unmarked: list[int] = []
+
+    def behind(self, piece: Piece, events: Sequence[bytes]) -> Sequence[int]:
+        self._unmarked += piece.token_ids
+        if not events or piece.finish is not None:
+            return ()
+        marked, self._unmarked = self._unmarked, []
+        return marked
+
+
+def _are_wanted(request: web.Request, service: Service, samples: Sequence[Sample]) -> bool:
+    is_asked = MARKS_HEADER in request.headers
+    return is_asked and len(samples) == 1 and service.state.role != "prefill"
 
 
 async def _answer_at_once(
@@ -75,15 +102,24 @@ async def _answer_at_once(
 
 
 async def _answer_with_events(
-    request: web.Request, pieces: Stream, outcomes: Sequence[Outcome], answer: Answer
+    request: web.Request,
+    pieces: Stream,
+    outcomes: Sequence[Outcome],
+    answer: Answer,
+    marks: "_Marks | None",
 ) -> web.StreamResponse:
     events = EventStream(request)
+    if marks is not None:
+        events.response.headers[MARKS_HEADER] = marks.header
     try:
         async with aclosing(pieces):
             async for piece in pieces:
                 outcome = outcomes[piece.index]
                 outcome.add(piece)
-                await events.send(answer.events(piece, outcome))
+                shown = answer.events(piece, outcome)
+                if piece.is_replayed:
+                    continue
+                await events.send(shown, marks.behind(piece, shown) if marks else ())
         await events.send([*answer.last_events(outcomes), DONE])
     except (ConnectionError, asyncio.CancelledError):
         raise

@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def num_prompt_tokens(self) -> int:
-        return len(self.sample.request.prompt_token_ids)
+        return self.sample.request.num_prompt_tokens
 
     @property
     def num_new_tokens(self) -> int:

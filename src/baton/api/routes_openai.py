@@ -13,7 +13,7 @@ from baton.api.convert_openai import chat_spec, completion_spec
 from baton.api.generation import generate
 from baton.api.request_id import REQUEST_ID
 from baton.api.schemas_openai import ChatRequest, CompletionRequest
-from baton.api.spec import check_model
+from baton.api.spec import GenerationSpec, check_model
 from baton.api.state import SERVICE, Service
 
 _chat_bodies = BodyReader(ChatRequest)
@@ -33,15 +33,16 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     body = await _chat_bodies.read(request)
     check_model(body.model, state.served_model_name)
     spec = await off_loop_if_large(request, lambda: chat_spec(body, service.vocabulary))
+    created = _created(spec)
     answer = ChatAnswer(
         tokenizer=state.tokenizer,
         response_id=request[REQUEST_ID],
-        created=int(time.time()),
+        created=created,
         model=state.served_model_name,
         num_top_logprobs=spec.prompts[0].sampling.num_top_logprobs,
         usage=UsagePolicy(body.stream_options),
     )
-    return await generate(request, service, spec, answer)
+    return await generate(request, service, spec, answer, created)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
@@ -53,16 +54,22 @@ async def completions(request: web.Request) -> web.StreamResponse:
         request,
         lambda: completion_spec(body, service.vocabulary, state.config.default_completion_tokens),
     )
+    created = _created(spec)
     answer = CompletionAnswer(
         tokenizer=state.tokenizer,
         response_id=request[REQUEST_ID],
-        created=int(time.time()),
+        created=created,
         model=state.served_model_name,
         num_top_logprobs=body.logprobs,
         echo_texts=[prompt.text for prompt in spec.prompts] if body.echo else None,
         usage=UsagePolicy(body.stream_options),
     )
-    return await generate(request, service, spec, answer)
+    return await generate(request, service, spec, answer, created)
+
+
+def _created(spec: GenerationSpec) -> int:
+    resumed = spec.resume.created if spec.resume else None
+    return int(time.time()) if resumed is None else resumed
 
 
 class ModelEntry(msgspec.Struct, kw_only=True):

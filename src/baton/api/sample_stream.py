@@ -15,6 +15,7 @@ from baton.api.errors import CLIENT_CLOSED, GenerationFailed
 from baton.api.spec import Sample
 from baton.api.text import SampleText
 from baton.core.clock import Clock
+from baton.core.errors import RequestError
 from baton.core.request import Finish, FinishReason
 from baton.messages.engine import TokenLogprob, TokenOutput
 from baton.obs.metrics import WorkerMetrics
@@ -31,7 +32,8 @@ class SampleFinish:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What one engine output added to a sample."""
+    """What one engine output added to a sample; `is_replayed`: output that another worker made,
+    which the client has."""
 
     index: int
     text: str = ""
@@ -40,6 +42,7 @@ class Piece:
     prompt_logprobs: list[TokenLogprob] | None = None
     num_cached_tokens: int = 0
     finish: SampleFinish | None = None
+    is_replayed: bool = False
 
 
 class Stopwatch:
@@ -74,7 +77,7 @@ async def stream_sample(
     request = sample.request
     text = SampleText(
         tokenizer,
-        request.prompt_token_ids,
+        request.prompt_token_ids[: request.num_prompt_tokens],
         stops=sample.stops,
         keep_stop=sample.keep_stop,
         skip_special_tokens=sample.skip_special_tokens,
@@ -82,6 +85,8 @@ async def stream_sample(
     )
     is_over = False
     try:
+        if request.num_resumed_tokens:
+            yield _replayed(sample, text)
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.token_ids:
@@ -103,6 +108,27 @@ async def stream_sample(
     finally:
         if not is_over:
             stopwatch.aborted()
+
+
+def _replayed(sample: Sample, text: SampleText) -> Piece:
+    """Brings text and counts to where the stream broke off. Logprobs are there for their tokens
+    only: they move offsets on."""
+    request = sample.request
+    token_ids = request.resumed_token_ids
+    step = text.push(token_ids)
+    if step.matched is not None:
+        raise RequestError(
+            f"resume.token_ids contain the stop string {step.matched!r}; the stream had ended",
+            param="resume.token_ids",
+        )
+    with_logprobs = request.sampling.num_top_logprobs is not None
+    return Piece(
+        index=sample.index,
+        text=step.text,
+        token_ids=token_ids,
+        logprobs=[TokenLogprob(token_id, 0.0) for token_id in token_ids] if with_logprobs else [],
+        is_replayed=True,
+    )
 
 
 def _piece(sample: Sample, text: SampleText, output: TokenOutput) -> Piece:

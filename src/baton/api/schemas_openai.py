@@ -14,12 +14,24 @@ PerPromptText = str | list[str | None] | None
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
 
 
+class Resume(msgspec.Struct, kw_only=True):
+    """Baton's router to its workers: the client has these output tokens already, so only what
+    follows is sent. `seed`, `created` and `id` are those of the stream that broke off."""
+
+    token_ids: list[int]
+    seed: int | None = None
+    created: int | None = None
+    id: str | None = None
+
+
 class BootstrapFields(msgspec.Struct, kw_only=True):
-    """How a pair's two legs find each other: scalars, or one per prompt or sample."""
+    """What a router adds. How a pair's two legs find each other: scalars, or one per prompt or
+    sample; and where a broken stream goes on."""
 
     bootstrap_host: PerPromptText = None
     bootstrap_port: PerPrompt = None
     bootstrap_room: PerPrompt = None
+    resume: Resume | None = None
 
 
 class StreamOptions(msgspec.Struct):

@@ -8,7 +8,7 @@ Elsewhere: how bodies become a spec (convert_openai.py, convert_sglang.py).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from baton.api.schemas_openai import BootstrapFields, OpenAIRequest
+from baton.api.schemas_openai import BootstrapFields, OpenAIRequest, Resume
 from baton.api.schemas_sglang import SglangSampling
 from baton.core.errors import RequestError
 from baton.core.request import EngineRequest
@@ -52,6 +52,7 @@ class GenerationSpec:
     stream: bool = False
     rid: str | list[str] | None = None
     bootstrap: BootstrapFields = field(default_factory=BootstrapFields)
+    resume: Resume | None = None
     priority: int = 0
     field_names: Mapping[str, str] = field(default_factory=dict)
 

@@ -66,6 +66,8 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One sequence to generate.
 
+    `num_resumed_tokens`: so many at the end of `prompt_token_ids` are output that another worker
+    made; what follows is chosen as if it had been made here.
     `prompt_logprobs_start`: first prompt position whose logprob is wanted, None for none.
     `handover` is None on a unified worker and for health probes. Lower `priority` values run first
     (0 is the default).
@@ -78,3 +80,13 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs_start: int | None = None
     cache_salt: str = ""
     handover: Handover | None = None
+    num_resumed_tokens: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Without those that are output."""
+        return len(self.prompt_token_ids) - self.num_resumed_tokens
+
+    @property
+    def resumed_token_ids(self) -> list[int]:
+        return self.prompt_token_ids[self.num_prompt_tokens :]

@@ -203,7 +203,7 @@ class EngineCore:
                 f"input_ids has a token outside 0 to {self.vocab_size - 1}", param="input_ids"
             )
         request.sampling.validate(self.vocab_size)
-        num_total = num_prompt + request.sampling.max_new_tokens
+        num_total = request.num_prompt_tokens + request.sampling.max_new_tokens
         if num_total > self.context_length:
             raise RequestError(
                 f"the prompt has {num_prompt} tokens and max_new_tokens is "
@@ -258,7 +258,7 @@ class EngineCore:
                 logits.next_V,
                 span.sequence.request.sampling,
                 span.sequence.token_ids,
-                span.sequence.num_prompt_tokens,
+                span.sequence.request.num_prompt_tokens,
             )
             for span, logits in zip(spans, results, strict=True)
             if logits.next_V is not None
@@ -328,9 +328,9 @@ class EngineCore:
 
     def _reason_to_finish(self, sequence: Sequence, token_id: int) -> Finish | None:
         params = sequence.request.sampling
-        if token_id in params.stop_token_ids and sequence.num_output_tokens > params.min_new_tokens:
+        if token_id in params.stop_token_ids and sequence.num_made_tokens > params.min_new_tokens:
             return Finish(reason=FinishReason.STOP, matched_token=token_id)
-        if sequence.num_output_tokens >= params.max_new_tokens:
+        if sequence.num_made_tokens >= params.max_new_tokens:
             return Finish(reason=FinishReason.LENGTH)
         return None
 

@@ -33,7 +33,8 @@ _LEGAL = {
 
 
 class Sequence:
-    """Progress of one request. `order` is its place in line among equal priorities.
+    """Progress of one request. `order` is its place in line among equal priorities. Resumed output
+    is computed like a prompt, so it counts among `num_prompt_tokens` here.
     `held_output` is a prefill leg's one token, until it is delivered."""
 
     def __init__(self, request: EngineRequest, order: int):
@@ -72,6 +73,11 @@ class Sequence:
     @property
     def num_output_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_made_tokens(self) -> int:
+        """Output tokens, with those that another worker made: what lengths and penalties count."""
+        return len(self.token_ids) - self.request.num_prompt_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:

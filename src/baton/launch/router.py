@@ -329,6 +329,26 @@ def _add_limits(group: Any) -> None:
         "error (default: %(default)g)",
     )
     group.add_argument(
+        "--max-resumes",
+        type=int,
+        default=_default("max_resumes"),
+        metavar="N",
+        help="how often a stream whose worker died goes on at another one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--resume-stall-secs",
+        type=float,
+        default=_default("resume_stall_s"),
+        metavar="SECONDS",
+        help="a stream without an event for so long goes on at another worker, if there is one "
+        "(default: %(default)g)",
+    )
+    group.add_argument(
+        "--disable-resume",
+        action="store_true",
+        help="a stream whose worker died ends with an error",
+    )
+    group.add_argument(
         "--shutdown-grace-period-secs",
         type=float,
         default=_default("shutdown_grace_s"),
@@ -387,6 +407,8 @@ def config_from(
         request_timeout_s=args.request_timeout_secs,
         worker_startup_timeout_s=args.worker_startup_timeout_secs,
         shutdown_grace_s=args.shutdown_grace_period_secs,
+        resume_stall_s=args.resume_stall_secs,
+        max_resumes=0 if args.disable_resume else args.max_resumes,
         health=HealthRules(
             interval_s=args.health_check_interval_secs,
             timeout_s=args.health_check_timeout_secs,

@@ -43,7 +43,8 @@ class RouterApp:
         self._clock = clock or MonotonicClock()
         self._expected_key = f"Bearer {config.api_key}".encode()
         self.fleet = Fleet(config, self._clock)
-        self._wire = Wire(self.fleet, config.prefill_drain_limit_s)
+        self._wire = Wire(self.fleet, config.prefill_drain_limit_s, config.resume_stall_s)
+        self.fleet.give_up_on = self._wire.give_up_on
         self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
 

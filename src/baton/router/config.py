@@ -63,6 +63,8 @@ class RouterConfig:
     connect_timeout_s: float = 3.0
     prefill_drain_limit_s: float = 30.0
     max_attempts: int = 3
+    max_resumes: int = 3
+    resume_stall_s: float = 30.0
     health: HealthRules = field(default_factory=HealthRules)
     breaker: BreakerRules = field(default_factory=BreakerRules)
     cache: CacheRules = field(default_factory=CacheRules)
@@ -77,6 +79,8 @@ class RouterConfig:
         _in_range("--max-payload-size", self.max_payload_bytes, 1, None)
         _in_range("--health-failure-threshold", self.health.failure_threshold, 1, None)
         _in_range("--health-success-threshold", self.health.success_threshold, 1, None)
+        _in_range("--max-resumes", self.max_resumes, 0, None)
+        _positive("--resume-stall-secs", self.resume_stall_s)
         _positive("--request-timeout-secs", self.request_timeout_s)
         _positive("--worker-startup-timeout-secs", self.worker_startup_timeout_s)
         _positive("--health-check-interval-secs", self.health.interval_s)

@@ -1,13 +1,16 @@
 """From a request to the workers that serve it, and on to others where that is safe.
 
-Another attempt is made only when a connection was refused: nothing was sent to that worker, and
-the other leg, if any, was cancelled before the client saw a byte.
+Another attempt is made when a connection was refused: nothing was sent to that worker, and the
+other leg, if any, was cancelled before the client saw a byte. And when a stream broke that another
+worker can go on with (exchange.py says which).
 Elsewhere: whose turn it is (admission.py), choosing workers (placement.py), one attempt (pair.py
 for two workers, here for one).
 """
 
+from collections.abc import Collection
+
 from baton.router.config import RouterConfig, WorkerRole
-from baton.router.errors import LegRefused, NoWorker
+from baton.router.errors import LegFailure, LegRefused, NoWorker
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
 from baton.router.http.messages import Response
@@ -56,7 +59,29 @@ class Dispatcher:
     async def _serve_now(
         self, exchange: Exchange, request: RoutedRequest
     ) -> Response | ResponseStream:
+        """On as many workers, one after another, as its stream breaks on."""
         tried: set[str] = set()
+        broken: LegFailure | None = None
+        for _ in range(1 + self._config.max_resumes):
+            try:
+                return await self._serve_once(exchange, request, tried)
+            except NoWorker as nobody:
+                if broken is None:
+                    raise nobody
+                break
+            except LegFailure as failure:
+                if not exchange.can_resume_after(failure):
+                    raise
+                broken, tried = failure, {failure.worker.id}
+                exchange.resume()
+        assert broken is not None, "the first attempt is always made"
+        self._fleet.metrics.resumes.labels("given_up").inc()
+        raise broken
+
+    async def _serve_once(
+        self, exchange: Exchange, request: RoutedRequest, shunned: Collection[str]
+    ) -> Response | ResponseStream:
+        tried = set(shunned)
         refusal: LegRefused | None = None
         for _ in range(self._config.max_attempts):
             try:
@@ -93,6 +118,7 @@ class Dispatcher:
             exchange.header_lines,
             exchange.poke,
         )
+        leg.may_move = exchange.may_resume
         try:
             while not leg.has_answer:
                 if leg.failure is not None:

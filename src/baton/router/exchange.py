@@ -13,11 +13,14 @@ import msgspec
 
 from baton.core.clock import Clock
 from baton.core.request import is_sane_request_id
+from baton.obs.logs import EventLog
 from baton.router import sse
+from baton.router.breaker import Outcome
 from baton.router.errors import (
     CLIENT_GONE_STATUS,
     Expired,
     LegBroken,
+    LegFailure,
     LegRejected,
     Problem,
     RouterFailure,
@@ -29,8 +32,11 @@ from baton.router.http.stream import ResponseStream
 from baton.router.http.upstream import header_block
 from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
+from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
 from baton.router.requests import Generation
+
+_log = EventLog("baton.router")
 
 REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID.lower()
@@ -68,6 +74,12 @@ def problem_response(problem: Problem, request_id: str) -> Response:
     return Response(problem.status, problem.body(), headers)
 
 
+def _has_died(failure: LegFailure) -> bool:
+    """The worker says that something of it died, not that the request is wrong or too much."""
+    is_503 = isinstance(failure, LegRejected) and failure.status == 503
+    return is_503 and failure.outcome is Outcome.FAILURE
+
+
 class Exchange:
     def __init__(
         self,
@@ -78,10 +90,15 @@ class Exchange:
         metrics: RouterMetrics,
         clock: Clock,
         started_s: float,
+        may_resume: bool = False,
     ):
         self.generation = generation
         self.request_id = request_id
-        self.header_lines = header_block(forwarded_headers(request.headers, request_id))
+        self.may_resume = may_resume and generation.may_be_resumed
+        headers = forwarded_headers(request.headers, request_id)
+        if self.may_resume:
+            headers[MARKS_HEADER] = "1"
+        self.header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
         self._request = request
         self._wire = wire
@@ -89,6 +106,7 @@ class Exchange:
         self._clock = clock
         self._started_s = started_s
         self._stream: ResponseStream | None = None
+        self._marked: MarkedStream | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
         self.status = CLIENT_GONE_STATUS
@@ -125,8 +143,9 @@ class Exchange:
         self, leg: AnswerLeg, merge: PromptLogprobs | None
     ) -> Response | ResponseStream:
         """Send a worker's answer to the client, a stream piece by piece as it comes."""
-        waited_s = self._clock.now_s() - self._started_s
-        self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
+        if self._stream is None:
+            waited_s = self._clock.now_s() - self._started_s
+            self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
             return await self._pass_stream(leg, merge)
         try:
@@ -134,6 +153,21 @@ class Exchange:
         except msgspec.DecodeError as error:
             raise self._wire.failed(LegBroken(leg.worker, f"odd JSON: {error}")) from error
         return self._whole(leg.status, leg.headers, body)
+
+    def can_resume_after(self, failure: LegFailure) -> bool:
+        """Whether another worker can go on where this one failed: what the client has seen, if
+        anything, is known by its tokens, and the request itself is not to blame."""
+        if not self.may_resume or (self._stream is not None and self._marked is None):
+            return False
+        if self._stream is None:
+            return isinstance(failure, LegBroken) or _has_died(failure)
+        return not (isinstance(failure, LegRejected) and failure.is_clients_fault)
+
+    def resume(self) -> None:
+        """From now on the request is for what the client has not seen yet."""
+        if self._marked is not None:
+            self._marked.drop_held()
+            self.generation = self.generation.resumed(msgspec.json.encode(self._marked.resume))
 
     def fail(self, failure: RouterFailure) -> Response | ResponseStream:
         """Tell the client what went wrong."""
@@ -151,10 +185,8 @@ class Exchange:
         return Response(status, body, {**headers, REQUEST_ID: self.request_id})
 
     async def _pass_stream(self, leg: AnswerLeg, merge: PromptLogprobs | None) -> ResponseStream:
-        headers = leg.headers
-        headers[REQUEST_ID] = self.request_id
-        stream = self._stream = self._request.begin_stream(leg.status, headers)
-        passing = _Passing(leg, stream, merge)
+        stream = self._go_on_with(leg) if self._stream else self._begin_with(leg)
+        passing = _Passing(leg, stream, merge, self._marked)
         events = passing.for_client(leg.take_first())
         if not leg.is_over:
             stream.on_pause, stream.on_resume = leg.pause, leg.resume
@@ -165,33 +197,82 @@ class Exchange:
                 leg.resume()
             while not leg.is_over:
                 await self.changed()
-        if leg.failure is not None:
+        rejection = leg.rejection
+        if leg.failure is not None and not leg.is_done:  # behind [DONE] nothing is missing
             stream.write(events)
             raise leg.failure
+        if rejection is not None and passing.is_held_back(rejection):
+            stream.write(events)
+            raise self._wire.failed(rejection)
         stream.end(events)
         self.status = leg.status
-        rejection = leg.rejection
         if rejection is not None:  # the client has read it; the log and the counters have not
             self._wire.failed(rejection)
             self.status, self.reason = rejection.status, rejection.problem.message
         return stream
 
+    def _begin_with(self, leg: AnswerLeg) -> ResponseStream:
+        headers = leg.headers
+        said = headers.pop(MARKS_FIELD, None)
+        self._marked = self._marked_by(leg, said) if said is not None and self.may_resume else None
+        leg.may_move = self._marked is not None
+        headers[REQUEST_ID] = self.request_id
+        self._stream = self._request.begin_stream(leg.status, headers)
+        return self._stream
+
+    def _marked_by(self, leg: AnswerLeg, said: str) -> MarkedStream:
+        try:
+            return MarkedStream(said)
+        except ValueError:
+            leg.break_off(f"{MARKS_HEADER} makes no sense: {said[:80]!r}")
+            assert leg.failure is not None
+            raise leg.failure from None
+
+    def _go_on_with(self, leg: AnswerLeg) -> ResponseStream:
+        assert self._stream is not None
+        assert self._marked is not None
+        if MARKS_FIELD not in leg.headers:
+            leg.break_off("it cannot go on with another worker's stream")
+            assert leg.failure is not None
+            raise leg.failure
+        self._metrics.resumes.labels("resumed").inc()
+        _log.info(
+            "stream resumed",
+            request_id=self.request_id,
+            worker=leg.worker.url,
+            num_tokens=self._marked.num_tokens,
+        )
+        return self._stream
+
 
 class _Passing:
     """A stream on its way from a leg to the client, whole events at a time."""
 
-    __slots__ = ("_leg", "_merge", "_stream")
+    __slots__ = ("_leg", "_marked", "_merge", "_stream")
 
-    def __init__(self, leg: AnswerLeg, stream: ResponseStream, merge: PromptLogprobs | None):
+    def __init__(
+        self,
+        leg: AnswerLeg,
+        stream: ResponseStream,
+        merge: PromptLogprobs | None,
+        marked: MarkedStream | None,
+    ):
         self._leg = leg
+        self._marked = marked
         self._stream = stream
         self._merge = merge
+
+    def is_held_back(self, rejection: LegRejected) -> bool:
+        """The client does not get to see an error after which another worker may go on."""
+        return self._marked is not None and not rejection.is_clients_fault
 
     def take(self, events: bytes) -> None:
         self._stream.write(self.for_client(events))
 
     def for_client(self, events: bytes) -> bytes:
         """What the client gets of it; a worker whose JSON is odd is hung up on."""
+        if self._marked is not None:
+            return self._of_marked(self._marked, events)
         if self._merge is None:
             return events
         try:
@@ -199,3 +280,14 @@ class _Passing:
         except msgspec.DecodeError as error:
             self._leg.break_off(f"odd JSON: {error}")
             return b""
+
+    def _of_marked(self, marked: MarkedStream, events: bytes) -> bytes:
+        try:
+            passed = marked.feed(events)
+        except ValueError:
+            self._leg.break_off("a mark in its stream makes no sense")
+            return b""
+        rejection = self._leg.rejection
+        if self._leg.is_done and (rejection is None or not self.is_held_back(rejection)):
+            passed += marked.take_held()
+        return passed

@@ -21,14 +21,15 @@ from baton.router.legs import Leg
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
-from baton.router.workers import Worker, WorkerPool
+from baton.router.workers import Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
 _ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
 
 
 class Fleet:
-    """`monitor` is given once the event loop runs (`attach`)."""
+    """`monitor` is given once the event loop runs (`attach`). `give_up_on` is told of a worker that
+    became unhealthy while others can take over."""
 
     def __init__(self, config: RouterConfig, clock: Clock):
         self._config = config
@@ -36,6 +37,7 @@ class Fleet:
         self._random = random.Random(config.seed)
         self._changed = asyncio.Event()
         self._monitor: HealthMonitor | None = None
+        self.give_up_on: Callable[[Worker], None] | None = None
         self.pool = WorkerPool(config.health, self._note_change, self._note_load)
         self.metrics = RouterMetrics(self.pool)
         self.placement = Placement(config, self.metrics)
@@ -117,6 +119,10 @@ class Fleet:
         else:
             self.placement.note_computed(visit, now_s)
 
+    def has_another(self, worker: Worker) -> bool:
+        """Whether its work could be done elsewhere."""
+        return self.placement.has_usable(worker.role, (worker.id,))
+
     def note_failure(self, failure: LegFailure) -> None:
         """A leg failed: blame that worker, and only for what is its fault. The request's own line
         in the log is written where the request ends."""
@@ -148,6 +154,9 @@ class Fleet:
     def _note_change(self, worker: Worker) -> None:
         self.placement.follow(worker, is_known=self.pool.get(worker.id) is worker)
         self._changed.set()
+        is_lost = worker.health.phase is Phase.UNHEALTHY
+        if is_lost and self.give_up_on is not None and self.has_another(worker):
+            asyncio.get_running_loop().call_soon(self.give_up_on, worker)
 
     def _note_load(self, worker: Worker) -> None:
         if worker.load is not None:

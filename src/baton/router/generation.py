@@ -62,7 +62,14 @@ class GenerationHandlers:
         try:
             generation = parse_generation(route, request.body)
             exchange = Exchange(
-                request, generation, request_id, self._wire, metrics, self._clock, started_s
+                request,
+                generation,
+                request_id,
+                self._wire,
+                metrics,
+                self._clock,
+                started_s,
+                may_resume=self._config.max_resumes > 0,
             )
             try:
                 return await self._serve(exchange)

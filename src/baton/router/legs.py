@@ -8,6 +8,7 @@ Elsewhere: joining two legs (pair.py), writing the answer to the client (exchang
 streams (rejections.py).
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -27,6 +28,7 @@ from baton.router.http.upstream import NotConnected, RawHeaders, UpstreamError, 
 from baton.router.placement import Visit
 from baton.router.policies import RoutedRequest
 from baton.router.rejections import rejection_in
+from baton.router.stalls import NUM_LOOKS, StallWatch
 from baton.router.workers import Worker
 
 MAX_HELD_BYTES = 64 * 2**10
@@ -61,6 +63,7 @@ class Ledger(Protocol):
 
     def leg_began(self, leg: "Leg") -> None: ...
     def leg_ended(self, leg: "Leg") -> None: ...
+    def has_another(self, worker: Worker) -> bool: ...
     def note_failure(self, failure: LegFailure) -> None: ...
 
 
@@ -158,9 +161,11 @@ class Leg:
 class AnswerLeg(Leg):
     """The leg whose answer the client gets. `has_answer`: all of it is in `body`, or it is a
     stream whose first event is here: `take_first`, then `flow_into`; both get whole events.
-    `rejection`: the error that the worker told inside the stream."""
+    `rejection`: the error that the worker told inside the stream. `may_move`: another worker can
+    go on if this one is given up."""
 
-    __slots__ = ("_cutter", "_num_held_bytes", "_take", "body", "has_answer", "rejection")
+    __slots__ = ("_cutter", "_is_paused", "_num_events_seen", "_num_held_bytes", "_take", "body",
+                 "has_answer", "may_move", "rejection")  # fmt: skip
 
     def __init__(
         self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
@@ -168,10 +173,18 @@ class AnswerLeg(Leg):
         super().__init__(wire, worker, request, poke)
         self.body = b""
         self.has_answer = False
+        self.may_move = False
         self.rejection: LegRejected | None = None
         self._cutter = sse.EventCutter()
+        self._is_paused = False
+        self._num_events_seen = 0
         self._num_held_bytes = 0
         self._take: Callable[[bytes], None] | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """The stream's last event is here."""
+        return self._cutter.is_done
 
     def take_first(self) -> bytes:
         """The stream's events so far."""
@@ -183,11 +196,19 @@ class AnswerLeg(Leg):
         assert self.has_answer
         self._take = take
 
+    @property
+    def num_events_seen(self) -> int | None:
+        """None while nobody takes events, or another worker could not go on."""
+        is_flowing = self._take is not None and not self._is_paused
+        return self._num_events_seen if self.may_move and is_flowing else None
+
     def pause(self) -> None:
+        self._is_paused = True
         if not self.is_over:
             self._call.pause()
 
     def resume(self) -> None:
+        self._is_paused = False
         if not self.is_over:
             self._call.resume()
 
@@ -200,6 +221,7 @@ class AnswerLeg(Leg):
             return
         if self.rejection is None:
             self._note_rejection(events)
+        self._num_events_seen += 1
         if self._take is not None:
             self._take(events)
         else:
@@ -278,10 +300,14 @@ class PrefillLeg(Leg):
 
 class Wire:
     """The router's side of all connections to workers. `drain_limit_s`: how long a leg may go on
-    that nobody waits for."""
+    that nobody waits for. `stall_limit_s`: how long a stream may be silent that could go on at
+    another worker."""
 
-    def __init__(self, ledger: Ledger, drain_limit_s: float):
+    def __init__(self, ledger: Ledger, drain_limit_s: float, stall_limit_s: float):
         self._ledger = ledger
+        self._stall_limit_s = stall_limit_s
+        self._stalls = StallWatch[AnswerLeg]()
+        self._looking: asyncio.TimerHandle | None = None
         self._legs: set[Leg] = set()
         self._drains: Deadlines[Leg] = Deadlines(drain_limit_s, Leg.abort)
         self._pool: UpstreamPool
@@ -289,6 +315,7 @@ class Wire:
     def attach(self, pool: UpstreamPool) -> None:
         """A pool belongs to a running event loop, so it comes later."""
         self._pool = pool
+        self._look_later()
 
     def start_answer(
         self,
@@ -357,8 +384,26 @@ class Wire:
         self._drains.discard(leg)
         self._ledger.leg_ended(leg)
 
+    def give_up_on(self, worker: Worker) -> None:
+        """The worker does not answer any more: streams that can go on elsewhere do so now."""
+        for leg in list(self._legs):
+            if leg.worker is worker and isinstance(leg, AnswerLeg) and leg.may_move:
+                leg.break_off(f"it is {worker.health.phase}: {worker.health.reason}")
+
+    def _look_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._looking = loop.call_later(self._stall_limit_s / NUM_LOOKS, self._look_for_stalls)
+
+    def _look_for_stalls(self) -> None:
+        for leg in self._stalls.look(leg for leg in self._legs if isinstance(leg, AnswerLeg)):
+            if self._ledger.has_another(leg.worker):
+                leg.break_off(f"no event came for {self._stall_limit_s:g} s")
+        self._look_later()
+
     def close(self) -> None:
         """No leg outlives this."""
+        if self._looking is not None:
+            self._looking.cancel()
         self._drains.close()
         for leg in list(self._legs):
             leg.abort()

@@ -37,6 +37,12 @@ class RouterMetrics:
             registry=registry,
         )
         self.choices = ChoiceTally()
+        self.resumes = Counter(
+            "baton_router_resumes",
+            "Broken streams that another worker went on with (resumed), or nobody (given_up).",
+            ["outcome"],
+            registry=registry,
+        )
         self.placements = Counter(
             "baton_router_placements",
             "Requests in a mixed pool that went whole to one worker or were split, and why.",

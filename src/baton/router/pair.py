@@ -39,6 +39,7 @@ async def serve_on_pair(
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
     prefill_leg = wire.start_prefill(prefill, request, generation.route, body, lines, poke, merges)
     decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)
+    decode_leg.may_move = exchange.may_resume
     try:
         while not _can_answer(prefill_leg, decode_leg, merges):
             await exchange.changed()

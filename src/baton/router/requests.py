@@ -46,6 +46,22 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         asked = self.fields.get("max_tokens")
         return 0 if asked is not None and bytes(asked) == b"0" else 1
 
+    @property
+    def may_be_resumed(self) -> bool:
+        """A stream of one sample, whose events need nothing of an earlier worker but its tokens."""
+        fields = self.fields
+        return (
+            _is_true(fields.get("stream"))
+            and self.num_items is None
+            and not self.wants_prompt_logprobs
+            and "resume" not in fields
+        )
+
+    def resumed(self, resume: bytes) -> "Generation":
+        """The same request with a `resume` field."""
+        fields = {**self.fields, "resume": msgspec.Raw(resume)}
+        return msgspec.structs.replace(self, fields=fields, body=_encode(fields))
+
     def body_for_pair(self, host: str, port: int | None, draw_room: Callable[[], int]) -> bytes:
         """The body both legs get, with rooms drawn anew. (To join the raw values again is cheaper
         than to splice the added ones into the client's bytes.)"""
@@ -134,6 +150,10 @@ def _wants_prompt_logprobs(route: str, fields: Fields) -> bool:
     if route == COMPLETIONS:
         return _is_set(fields.get("echo")) and _is_set(fields.get("logprobs"))
     return False
+
+
+def _is_true(raw: msgspec.Raw | None) -> bool:
+    return raw is not None and bytes(raw) == b"true"
 
 
 def _is_set(raw: msgspec.Raw | None) -> bool:

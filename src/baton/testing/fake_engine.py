@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 
 from baton.core.request import EngineRequest, Finish, FinishReason, Role
 from baton.messages.engine import (
@@ -183,7 +183,11 @@ class FakeEngine:
         if not self.is_alive:
             yield TokenOutput(request_id=request.request_id, finish=ENGINE_DIED)
             return
-        source = cycle(request.prompt_token_ids if self.tokens is None else self.tokens)
+        prompt = request.prompt_token_ids[: request.num_prompt_tokens]
+        source = islice(
+            cycle(prompt if self.tokens is None else self.tokens), request.num_resumed_tokens, None
+        )
+        running.num_sent = request.num_resumed_tokens
         finish: Finish | None = None
         while finish is None:
             await self._gate(running)
@@ -202,7 +206,7 @@ class FakeEngine:
                 elif running.num_sent >= sampling.max_new_tokens:
                     finish = Finish(reason=FinishReason.LENGTH)
             self._num_generated += len(new)
-            is_first = running.num_sent <= self.tokens_per_output
+            is_first = running.num_sent - request.num_resumed_tokens <= self.tokens_per_output
             yield self._output(running.request, new, finish, is_first)
 
     async def _gate(self, running: _Running) -> None:
@@ -237,7 +241,7 @@ class FakeEngine:
         )
 
     def _num_blocks_of(self, running: _Running) -> int:
-        num_tokens = len(running.request.prompt_token_ids) + running.num_sent
+        num_tokens = running.request.num_prompt_tokens + running.num_sent
         return -(-num_tokens // self.block_size)
 
     def _end_all(self, finish: Finish) -> None:

@@ -6,6 +6,7 @@ run alone, every request ends exactly once, and no block stays in use.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -113,6 +114,33 @@ def test_text_does_not_depend_on_batching_chunks_cache_or_preemption(
     for index, prompt in enumerate(prompts):
         assert tokens_of(outputs[f"r{index}"]) == expected(prompt, num_new)
     assert core.pool.num_in_use == 0
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"temperature": 0.0},
+        {"temperature": 4.0, "seed": 5},
+        {"temperature": 4.0, "seed": 5, "frequency_penalty": 2.0, "presence_penalty": 1.0},
+        {"temperature": 3.0, "seed": 9, "repetition_penalty": 1.5},
+        {"temperature": 6.0, "seed": 1, "stop_token_ids": tuple(range(60)), "min_new_tokens": 6},
+    ],
+)
+def test_another_engine_goes_on_with_what_one_has_begun(choice: dict[str, Any]) -> None:
+    """Wherever it broke off, the rest is the rest of the undisturbed run, and so is its end."""
+    prompt, sampling = [3, 1, 4, 1, 5], SamplingParams(max_new_tokens=12, **choice)
+    whole = make_core()
+    whole.submit(request("r", prompt, sampling=sampling))
+    undisturbed = run_dry(whole)["r"]
+    tokens = tokens_of(undisturbed)
+    assert len(tokens) > 4
+    for num_made in range(len(tokens)):
+        other = make_core(chunked_prefill_size=4)
+        made = tokens[:num_made]
+        other.submit(request("r", [*prompt, *made], sampling=sampling, num_resumed_tokens=num_made))
+        rest = run_dry(other)["r"]
+        assert tokens_of(rest) == tokens[num_made:]
+        assert rest[-1].finish == undisturbed[-1].finish
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 9])

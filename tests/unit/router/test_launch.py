@@ -80,6 +80,12 @@ def test_rules_of_placement_breaker_and_queue() -> None:
     assert config.tenant_header == "x-tenant"
 
 
+def test_resuming() -> None:
+    config = config_of("--max-resumes", "5", "--resume-stall-secs", "2.5")
+    assert (config.max_resumes, config.resume_stall_s) == (5, 2.5)
+    assert config_of("--max-resumes", "5", "--disable-resume").max_resumes == 0
+
+
 def test_unified_workers_may_join_a_pool_of_pairs() -> None:
     config = config_of("--pd-disaggregation", "--worker-urls", "http://a:1")
     assert [w.role for w in config.workers] == [WorkerRole.REGULAR]
@@ -120,6 +126,8 @@ def test_the_key_comes_from_the_environment_unless_a_flag_gives_one() -> None:
         (["--max-concurrent-requests", "0"], "at least 1"),
         (["--queue-size", "-1"], "at least 0"),
         (["--queue-timeout-secs", "0"], "not above 0"),
+        (["--max-resumes", "-1"], "--max-resumes -1"),
+        (["--resume-stall-secs", "0"], "--resume-stall-secs 0"),
     ],
 )
 def test_wrong_flags_name_the_flag_and_the_mend(argv: list[str], message: str) -> None:

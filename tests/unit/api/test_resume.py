@@ -1,0 +1,116 @@
+"""Marks of a stream, and a stream that goes on where another worker's broke off."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from baton.testing.fake_engine import FakeEngine
+from baton.testing.worker_server import serve_fake_worker
+
+SAMPLING = {"max_new_tokens": 6, "temperature": 0}
+MARKS = {"X-Baton-Marks": "1"}
+
+
+def stream(
+    engine: FakeEngine, path: str, body: dict[str, Any], headers: dict[str, str]
+) -> tuple[str, str | None]:
+    """The whole stream and what its head says of marks."""
+
+    async def scenario() -> tuple[str, str | None]:
+        async with (
+            serve_fake_worker(engine) as worker,
+            worker.session.post(
+                worker.url + path, json={**body, "stream": True}, headers=headers
+            ) as response,
+        ):
+            assert response.status == 200, await response.text()
+            return await response.text(), response.headers.get("X-Baton-Marks")
+
+    return asyncio.run(scenario())
+
+
+def marks(said: str) -> list[str]:
+    return [frame for frame in said.split("\n\n") if frame.startswith(": ")]
+
+
+GENERATE = {"text": "abc", "rid": "r", "sampling_params": {**SAMPLING, "seed": 9}}
+
+
+def test_every_step_but_the_last_is_marked() -> None:
+    said, head = stream(FakeEngine(), "/generate", GENERATE, MARKS)
+    assert marks(said) == [": t 97", ": t 98", ": t 99", ": t 97", ": t 98"]
+    assert head == "9 0 r"
+
+
+def test_half_a_character_is_marked_with_the_event_that_shows_it() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 6}
+    tokens = list("a€bc".encode())
+    said, head = stream(FakeEngine(tokens=tokens), "/v1/chat/completions", body, MARKS)
+    assert marks(said) == [": t 97", ": t 226 130 172", ": t 98"]
+    assert head is not None
+    assert int(head.split()[1]) > 1_700_000_000
+
+
+@pytest.mark.parametrize(
+    ("engine", "more", "headers"),
+    [
+        (FakeEngine(), {}, {}),
+        (FakeEngine(), {"sampling_params": {**SAMPLING, "n": 2}}, MARKS),
+        (FakeEngine(role="prefill"), {"bootstrap_room": 1, "bootstrap_host": "h"}, MARKS),
+    ],
+)
+def test_streams_without_marks(
+    engine: FakeEngine, more: dict[str, Any], headers: dict[str, str]
+) -> None:
+    said, head = stream(engine, "/generate", {**GENERATE, **more}, headers)
+    assert (marks(said), head) == ([], None)
+
+
+def test_prefill_makes_the_next_token() -> None:
+    engine = FakeEngine(role="prefill")
+    pair = {"bootstrap_room": 1, "bootstrap_host": "h", "resume": {"token_ids": [97, 98]}}
+    stream(engine, "/generate", {**GENERATE, **pair}, {})
+    (asked,) = engine.requests
+    assert asked.prompt_token_ids == [97, 98, 99, 97, 98]
+    assert (asked.num_prompt_tokens, asked.resumed_token_ids) == (3, [97, 98])
+    assert (asked.sampling.max_new_tokens, asked.sampling.seed) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("resume", "more", "param", "named"),
+    [
+        ({"token_ids": [97] * 6}, {}, "resume.token_ids", "ends after 6"),
+        ({"token_ids": [97, 9999]}, {}, "resume.token_ids", "9999"),
+        ({"token_ids": [-1]}, {}, "resume.token_ids", "-1"),
+        ({"token_ids": ["a"]}, {}, "resume.token_ids[0]", "int"),
+        ({}, {}, "resume.token_ids", "required"),
+        ({"token_ids": [97]}, {"stream": False}, "resume", "stream is false"),
+        ({"token_ids": [97]}, {"return_logprob": True}, "resume", "return_logprob"),
+        (
+            {"token_ids": [97]},
+            {"sampling_params": {**SAMPLING, "n": 2}},
+            "resume",
+            "this request has 2",
+        ),
+        (
+            {"token_ids": [97, 98]},
+            {"sampling_params": {**SAMPLING, "stop": "ab"}},
+            "resume.token_ids",
+            "'ab'",
+        ),
+    ],
+)
+def test_what_cannot_be_resumed(
+    resume: dict[str, Any], more: dict[str, Any], param: str, named: str
+) -> None:
+    async def scenario() -> tuple[int, Any]:
+        async with serve_fake_worker() as worker:
+            return await worker.post(
+                "/generate", {"stream": True, **GENERATE, "resume": resume, **more}
+            )
+
+    status, answer = asyncio.run(scenario())
+    assert status == 400, answer
+    assert answer["error"]["param"] == param
+    assert named in answer["error"]["message"]
