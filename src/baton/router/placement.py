@@ -33,7 +33,7 @@ HALF_MODES = ("prefill", "decode")
 _log = EventLog("baton.router")
 
 
-class Visit(msgspec.Struct):
+class Visit(msgspec.Struct, gc=False):
     """One request at one worker: the tokens it counts for, those of its prompt that are pending,
     and how many were pending there when it came. `computed_s`: when its prompt was computed, at
     decode by the prefill worker. `verdict`: how it ended, where no exception says so."""

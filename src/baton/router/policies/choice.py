@@ -27,7 +27,7 @@ class RoleState:
     has_streams: bool = False
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """`reason` is one of few words, for metrics and for people."""
 
     worker_id: str

@@ -10,7 +10,7 @@ PrefixHash = bytes | int
 hash of the text's pieces."""
 
 
-class RoutedRequest(msgspec.Struct, frozen=True, kw_only=True):
+class RoutedRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`num_prompt_tokens` is exact for token ids and an estimate for text. `prefix_hashes` name
     ever longer beginnings of the prompt, each `tokens_per_hash` tokens longer than the one before;
     they may stop short of a very long prompt."""
