@@ -25,7 +25,10 @@ from baton.transfer.registry import BACKENDS, open_transport, why_missing
 ROUTES = ("a link", "a faulty way")
 ROUTED = (
     *(f"{backend} over {route}" for backend in ("shm", "tcp") for route in ROUTES),
-    *(f"{backend} over a faulty way" for backend in ("mooncake", "nixl")),
+    *(
+        pytest.param(f"{backend} over a faulty way", marks=pytest.mark.nightly)  # a minute
+        for backend in ("mooncake", "nixl")
+    ),
 )
 DRAIN_S = 1.0
 """All writers are on this machine, so what a dead one left behind arrives at once."""

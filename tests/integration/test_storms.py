@@ -262,7 +262,7 @@ def storm_of_visits(deployment: Deployment, unified: Server, seed: int, num_visi
         pytest.param("shm", marks=pytest.mark.nightly),  # so done in test_faults.py every time
         "tcp",
         "mooncake",
-        "nixl",
+        pytest.param("nixl", marks=pytest.mark.nightly),  # 20 s
     ],
 )
 def test_an_engine_that_is_killed_and_started_again(
