@@ -148,6 +148,8 @@ class Exchange:
             self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
             return await self._pass_stream(leg, merge)
+        if self._stream is not None:
+            raise self._wire.failed(LegBroken(leg.worker, "it went on with a stream by no stream"))
         try:
             body = leg.body if merge is None else merge.into_body(leg.body)
         except msgspec.DecodeError as error:
