@@ -12,7 +12,6 @@ Invariant: a writer is listed before it is invited, hence before it can write.
 Elsewhere: what is in an invitation (messages/regions.py), the writes (library_peer.py).
 """
 
-import contextlib
 import socket
 import struct
 import threading
@@ -21,7 +20,7 @@ from collections.abc import Callable
 import msgspec
 
 from baton.messages.regions import LibraryInvitation
-from baton.transfer.guests import GuestList
+from baton.transfer.guests import GuestList, writers_among
 from baton.transfer.io_loop import READABLE, Acceptor, IoLoop
 from baton.transfer.tcp_frames import FrameError, Status
 from baton.transfer.tcp_sockets import MAX_CONNECTIONS, receive_exactly, tune
@@ -91,11 +90,7 @@ class CompanionServer:
 
     def live_writers(self, guest: str | None = None) -> frozenset[str]:
         with self._lock:
-            return frozenset(
-                each.writer_id
-                for each in self._connections
-                if each.writer_id and guest in (None, each.guest)
-            )
+            return writers_among(self._connections, guest)
 
     def close(self) -> None:
         """On the loop's thread."""
@@ -211,49 +206,3 @@ class _WriterConnection:
 
     def _enter(self, guest: str, writer_id: str) -> None:
         self.guest, self.writer_id = guest, writer_id
-
-
-class OwnerWatch:
-    """The writer's end of a companion connection: `on_lost(reason)` when the owner has gone."""
-
-    def __init__(self, loop: IoLoop, connection: socket.socket):
-        self._loop = loop
-        self._connection = connection
-        self._is_open = True
-        self._is_registered = False
-        self._on_lost: Callable[[str], None] = lambda reason: None
-
-    def start(self, on_lost: Callable[[str], None]) -> None:
-        """On the loop's thread."""
-        self._on_lost = on_lost
-        if self._is_open:
-            self._connection.setblocking(False)
-            self._loop.register(self._connection.fileno(), READABLE, self)
-            self._is_registered = True
-
-    def on_ready(self, mask: int) -> None:
-        # Nothing is ever sent after the invitation: whatever makes it readable is the end.
-        self._lose("the owner has closed its region or died")
-
-    def on_bug(self, error: Exception) -> None:
-        self._lose(f"internal error: {error!r}")
-
-    def close(self, *, is_clean: bool) -> None:
-        """On the loop's thread."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        self._unregister()
-        if is_clean:
-            with contextlib.suppress(OSError):  # a dead owner need not be told
-                self._connection.send(BYE)
-        self._connection.close()
-
-    def _lose(self, reason: str) -> None:
-        self._unregister()
-        self._on_lost(reason)
-
-    def _unregister(self) -> None:
-        if self._is_registered:
-            self._is_registered = False
-            self._loop.unregister(self._connection.fileno())

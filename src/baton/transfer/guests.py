@@ -12,7 +12,8 @@ companion.py).
 import hmac
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import msgspec
 
@@ -20,6 +21,20 @@ from baton.messages.regions import RegionDescriptor
 
 ANYONE = ""
 """The guest of a transport's own descriptor, who is never expelled."""
+
+
+class Visitor(Protocol):
+    """Who is connected; `writer_id` is empty until it has greeted."""
+
+    writer_id: str
+    guest: str
+
+
+def writers_among(visitors: Iterable[Visitor], guest: str | None) -> frozenset[str]:
+    """The writers that came in with `guest`'s token; None for all."""
+    return frozenset(
+        each.writer_id for each in visitors if each.writer_id and guest in (None, each.guest)
+    )
 
 
 class GuestList:

@@ -7,26 +7,25 @@ Elsewhere: the libraries (mooncake.py, nixl.py), writing (library_peer.py), the 
 (companion.py).
 """
 
-import secrets
 import socket
-from collections.abc import Sequence
 
 from baton.core.errors import TransferError
 from baton.messages.regions import RegionDescriptor
-from baton.transfer.companion import DRAIN_S, STALL_TIMEOUT_S, CompanionServer, OwnerWatch, greet
-from baton.transfer.guests import ANYONE, GuestList
+from baton.transfer.companion import BYE, DRAIN_S, STALL_TIMEOUT_S, CompanionServer, greet
+from baton.transfer.guests import GuestList
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import IoLoop
 from baton.transfer.library import LibraryError, TransferLibrary
 from baton.transfer.library_peer import LibraryPeer
 from baton.transfer.open_peers import OpenPeers
-from baton.transfer.protocol import CompletionCallback, TransportStats
+from baton.transfer.owner_watch import OwnerWatch
+from baton.transfer.region_transport import RegionTransport
 from baton.transfer.tcp_sockets import listen, parse_address, tune
 from baton.transfer.ticket import WriteAccount
 from baton.transfer.windows import WindowTable
 
 
-class LibraryTransport:
+class LibraryTransport(RegionTransport):
     """Listens for companions on `host`, at a port that the system chooses, and tells peers to come
     to `told_host`. Owns `library`, in which a region of `num_bytes` is registered. `drain_s`: how
     long a writer that went without a word counts as alive."""
@@ -51,12 +50,9 @@ class LibraryTransport:
         self._num_bytes = num_bytes
         self._num_queues = num_queues
         self._stall_timeout_s = stall_timeout_s
-        self._windows = WindowTable(num_bytes)
-        self._account = WriteAccount()
         self._peers: OpenPeers[LibraryPeer] = OpenPeers()
-        self._writer_id = secrets.token_bytes(16)
         listener = listen(host, 0)
-        self._guests = GuestList(
+        guests = GuestList(
             RegionDescriptor(
                 backend=name,
                 host_id=host_id(),
@@ -64,7 +60,7 @@ class LibraryTransport:
                 num_bytes=num_bytes,
             )
         )
-        self._descriptor = self._guests.admit(ANYONE)
+        super().__init__(guests, WindowTable(num_bytes), WriteAccount())
         self._loop = IoLoop(f"baton-{name}-io")
         self._server = CompanionServer(
             self._loop,
@@ -76,20 +72,6 @@ class LibraryTransport:
             self._account,
             drain_s,
         )
-
-    @property
-    def descriptor(self) -> RegionDescriptor:
-        return self._descriptor
-
-    @property
-    def writer_id(self) -> str:
-        return self._writer_id.hex()
-
-    def admit(self, guest: str) -> RegionDescriptor:
-        return self._guests.admit(guest)
-
-    def expel(self, guest: str) -> None:
-        self._guests.expel(guest)
 
     def live_writers(self, guest: str | None = None) -> frozenset[str]:
         return self._server.live_writers(guest)
@@ -130,19 +112,6 @@ class LibraryTransport:
             ) from error
         return peer
 
-    def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
-        """Checks the arguments only: see `can_fence`."""
-        self._windows.open(window, ranges)
-
-    def close_window(self, window: str) -> None:
-        self._windows.close(window)
-
-    def set_on_completion(self, callback: CompletionCallback) -> None:
-        self._account.set_callback(callback)
-
-    def stats(self) -> TransportStats:
-        return self._account.stats()
-
     def close(self) -> None:
         peers = self._peers.end()
         if peers is None:
@@ -157,7 +126,7 @@ class LibraryTransport:
         try:
             self._peers.add(peer)
         except ValueError:
-            watch.close(is_clean=True)
+            watch.close(BYE)
             raise
         self._loop.submit(lambda: watch.start(peer.fail))
         peer.start(timeout_s)
@@ -165,4 +134,4 @@ class LibraryTransport:
     def _let_go(self, peer: LibraryPeer, watch: OwnerWatch, is_clean: bool) -> None:
         self._peers.forget(peer)
         # Not waited for: the loop's thread may be the one that waits for this peer to end.
-        self._loop.submit(lambda: watch.close(is_clean=is_clean))
+        self._loop.submit(lambda: watch.close(BYE if is_clean else b""))

@@ -11,26 +11,24 @@ Elsewhere: the owner's side (shm_owner.py), the copies (shm_peer.py), the segmen
 import array
 import fcntl
 import os
-import secrets
 import socket
-from collections.abc import Sequence
 
 from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.config import TransferConfig
-from baton.transfer.guests import ANYONE
-from baton.transfer.io_loop import READABLE, IoLoop
+from baton.transfer.io_loop import IoLoop
 from baton.transfer.open_peers import OpenPeers
+from baton.transfer.owner_watch import OwnerWatch
 from baton.transfer.pinned_buffer import PinnedBuffer
-from baton.transfer.protocol import CompletionCallback, TransportStats
+from baton.transfer.region_transport import RegionTransport
 from baton.transfer.shm_owner import HELLO, MAGIC, WELCOME, SegmentServer, require_same_user
 from baton.transfer.shm_peer import CopyThreads, MappedRegion, ShmPeer
 from baton.transfer.ticket import WriteAccount
 from baton.transfer.windows import WindowTable
 
 
-class ShmTransport:
+class ShmTransport(RegionTransport):
     """`KvTransport` over `segment`, which must outlive it.
 
     `prefault_bytes`: so much of a peer's segment, from its start, is made present in idle moments,
@@ -54,29 +52,13 @@ class ShmTransport:
         self._segment = segment
         self._prefault_bytes = prefault_bytes
         self._source = PinnedBuffer(segment.map)
-        self._windows = WindowTable(segment.num_bytes)
-        self._account = WriteAccount()
         self._peers: OpenPeers[ShmPeer] = OpenPeers()
-        self._writer_id = secrets.token_hex(16)
         self._threads = CopyThreads(config.num_threads)
         self._num_queues = config.num_queues
         self._loop = IoLoop("baton-shm-io")
-        self._server = SegmentServer(self._loop, segment, self._account)
-        self._descriptor = self._server.guests.admit(ANYONE)
-
-    @property
-    def descriptor(self) -> RegionDescriptor:
-        return self._descriptor
-
-    @property
-    def writer_id(self) -> str:
-        return self._writer_id
-
-    def admit(self, guest: str) -> RegionDescriptor:
-        return self._server.guests.admit(guest)
-
-    def expel(self, guest: str) -> None:
-        self._server.guests.expel(guest)
+        account = WriteAccount()
+        self._server = SegmentServer(self._loop, segment, account)
+        super().__init__(self._server.guests, WindowTable(segment.num_bytes), account)
 
     def live_writers(self, guest: str | None = None) -> frozenset[str]:
         return self._server.live_writers(guest)
@@ -94,19 +76,6 @@ class ShmTransport:
                 f"cannot map the shared KV region: {error}", stage="connect", peer=remote.place
             ) from error
 
-    def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
-        """Checks the arguments only: see `can_fence`."""
-        self._windows.open(window, ranges)
-
-    def close_window(self, window: str) -> None:
-        self._windows.close(window)
-
-    def set_on_completion(self, callback: CompletionCallback) -> None:
-        self._account.set_callback(callback)
-
-    def stats(self) -> TransportStats:
-        return self._account.stats()
-
     def close(self) -> None:
         if self._peers.end() is None:
             return
@@ -118,7 +87,7 @@ class ShmTransport:
     def _map_region(self, connection: socket.socket, remote: RegionDescriptor) -> MappedRegion:
         require_same_user(connection)
         token = bytes.fromhex(remote.address.partition("/")[2])
-        connection.sendall(HELLO.pack(MAGIC, token, bytes.fromhex(self._writer_id)))
+        connection.sendall(HELLO.pack(MAGIC, token, self._writer_id))
         reply, fds = _receive_welcome(connection)
         try:
             _check_segment(reply, fds, remote)
@@ -130,7 +99,7 @@ class ShmTransport:
     def _start_peer(
         self, connection: socket.socket, remote: RegionDescriptor, region: MappedRegion
     ) -> ShmPeer:
-        watch = _OwnerWatch(self._loop, connection)
+        watch = OwnerWatch(self._loop, connection)
         peer = ShmPeer(
             f"shm region {remote.place}",
             region,
@@ -140,59 +109,18 @@ class ShmTransport:
             self._account,
             let_go=lambda: self._let_go(peer, watch),
         )
-        watch.peer = peer
         try:
             self._peers.add(peer)
         except ValueError:
             region.unmap()
             raise
-        self._loop.submit(watch.start)
+        self._loop.submit(lambda: watch.start(peer.fail))
         peer.start()
         return peer
 
-    def _let_go(self, peer: ShmPeer, watch: "_OwnerWatch") -> None:
+    def _let_go(self, peer: ShmPeer, watch: OwnerWatch) -> None:
         self._peers.forget(peer)
         self._loop.run(watch.close)
-
-
-class _OwnerWatch:
-    """The writer's end of a connection: notices that the owner has gone."""
-
-    def __init__(self, loop: IoLoop, connection: socket.socket):
-        self._loop = loop
-        self._connection = connection
-        self._is_open = True
-        self._is_registered = False
-        self.peer: ShmPeer | None = None
-
-    def start(self) -> None:
-        if self._is_open:
-            self._connection.setblocking(False)
-            self._loop.register(self._connection.fileno(), READABLE, self)
-            self._is_registered = True
-
-    def on_ready(self, mask: int) -> None:
-        # Nothing is ever sent after the greeting: whatever makes it readable is the end.
-        self._lose("the owner has closed its region or died")
-
-    def on_bug(self, error: Exception) -> None:
-        self._lose(f"internal error: {error!r}")
-
-    def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            self._unregister()
-            self._connection.close()
-
-    def _lose(self, loss: str) -> None:
-        self._unregister()
-        if self.peer is not None:
-            self.peer.fail(loss)
-
-    def _unregister(self) -> None:
-        if self._is_registered:
-            self._is_registered = False
-            self._loop.unregister(self._connection.fileno())
 
 
 def _receive_welcome(connection: socket.socket) -> tuple[bytes, list[int]]:

@@ -21,7 +21,7 @@ import threading
 
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
-from baton.transfer.guests import GuestList
+from baton.transfer.guests import GuestList, writers_among
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import READABLE, Acceptor, IoLoop
 from baton.transfer.ticket import WriteAccount
@@ -59,11 +59,7 @@ class SegmentServer:
 
     def live_writers(self, guest: str | None = None) -> frozenset[str]:
         with self._lock:
-            return frozenset(
-                each.writer_id
-                for each in self._connections
-                if each.writer_id and guest in (None, each.guest)
-            )
+            return writers_among(self._connections, guest)
 
     def close(self) -> None:
         """On the loop's thread."""

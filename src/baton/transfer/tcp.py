@@ -11,7 +11,6 @@ socket options (tcp_sockets.py).
 
 import functools
 import itertools
-import secrets
 import socket
 import threading
 import time
@@ -21,12 +20,12 @@ from baton.core.errors import TransferError
 from baton.kvcache.storage import SharedSegment
 from baton.messages.regions import RegionDescriptor
 from baton.transfer.config import TransferConfig
-from baton.transfer.guests import ANYONE, GuestList
+from baton.transfer.guests import GuestList, writers_among
 from baton.transfer.host import host_id
 from baton.transfer.io_loop import Acceptor, IoLoop
 from baton.transfer.open_peers import OpenPeers
 from baton.transfer.pinned_buffer import PinnedBuffer
-from baton.transfer.protocol import CompletionCallback, TransportStats
+from baton.transfer.region_transport import RegionTransport
 from baton.transfer.tcp_frames import (
     WELCOME,
     FrameError,
@@ -51,7 +50,7 @@ from baton.transfer.windows import WindowTable
 _GREETING_TIMEOUT_S = 5.0
 
 
-class TcpTransport:
+class TcpTransport(RegionTransport):
     """`KvTransport` over `segment`, which must outlive it.
 
     Listens on `host`:`port` (0: chosen by the system) and tells peers to connect to
@@ -79,14 +78,11 @@ class TcpTransport:
         self._stall_timeout_s = stall_timeout_s
         self._num_queues = config.num_queues
         self._memory = PinnedBuffer(segment.map)
-        self._windows = WindowTable(segment.num_bytes)
-        self._account = WriteAccount()
         self._lock = threading.Lock()
         self._peers: OpenPeers[TcpPeer] = OpenPeers()
         self._receivers: set[TcpReceiver] = set()
-        self._writer_id = secrets.token_bytes(16)
         listener = listen(host, port)
-        self._guests = GuestList(
+        guests = GuestList(
             RegionDescriptor(
                 backend=self.name,
                 host_id=host_id(),
@@ -94,33 +90,15 @@ class TcpTransport:
                 num_bytes=segment.num_bytes,
             )
         )
-        self._descriptor = self._guests.admit(ANYONE)
+        super().__init__(guests, WindowTable(segment.num_bytes), WriteAccount())
         self._region = Region(self._memory, self._windows, self._guests)
         self._loops = [IoLoop(f"baton-tcp-io-{index}") for index in range(config.num_threads)]
         self._next_loop: Iterator[IoLoop] = itertools.cycle(self._loops)
         self._acceptor = Acceptor(self._loops[0], listener, self._accept)
 
-    @property
-    def descriptor(self) -> RegionDescriptor:
-        return self._descriptor
-
-    @property
-    def writer_id(self) -> str:
-        return self._writer_id.hex()
-
-    def admit(self, guest: str) -> RegionDescriptor:
-        return self._guests.admit(guest)
-
-    def expel(self, guest: str) -> None:
-        self._guests.expel(guest)
-
     def live_writers(self, guest: str | None = None) -> frozenset[str]:
         with self._lock:
-            return frozenset(
-                each.writer_id
-                for each in self._receivers
-                if each.writer_id and guest in (None, each.guest)
-            )
+            return writers_among(self._receivers, guest)
 
     def connect(self, remote: RegionDescriptor, timeout_s: float) -> TcpPeer:
         place = remote.place
@@ -138,18 +116,6 @@ class TcpTransport:
             raise TransferError(
                 f"cannot reach the KV region: {error}", stage="connect", peer=place
             ) from error
-
-    def open_window(self, window: str, ranges: Sequence[tuple[int, int]]) -> None:
-        self._windows.open(window, ranges)
-
-    def close_window(self, window: str) -> None:
-        self._windows.close(window)
-
-    def set_on_completion(self, callback: CompletionCallback) -> None:
-        self._account.set_callback(callback)
-
-    def stats(self) -> TransportStats:
-        return self._account.stats()
 
     def close(self) -> None:
         if self._peers.end() is None:
