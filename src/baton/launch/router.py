@@ -14,6 +14,11 @@ from typing import Any
 import uvloop
 
 from baton.core.errors import ConfigError
+from baton.launch.cluster_secret import (
+    CLUSTER_SECRET_FILE,
+    CLUSTER_SECRET_VARIABLE,
+    read_cluster_secret,
+)
 from baton.launch.flags import API_KEY_VARIABLE
 from baton.obs.logs import configure_logging
 from baton.router.breaker import BreakerRules
@@ -25,6 +30,7 @@ from baton.router.config import (
     parse_bootstrap_port,
     parse_worker_url,
 )
+from baton.router.event_ids import derive_key
 from baton.router.policies import CacheRules, PolicyName
 from baton.router.server import StopRequests, run_router
 from baton.router.split import SplitRules
@@ -78,6 +84,7 @@ def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
     _add_breaker(parser.add_argument_group("circuit breaker"))
     _add_queue(parser.add_argument_group("queue"))
     _add_limits(parser.add_argument_group("limits"))
+    _add_event_ids(parser.add_argument_group("clients that come back"))
     _add_health(parser.add_argument_group("health checks"))
     return parser
 
@@ -358,6 +365,17 @@ def _add_limits(group: Any) -> None:
     )
 
 
+def _add_event_ids(group: Any) -> None:
+    group.add_argument(
+        "--event-ids",
+        action="store_true",
+        help="events of streams carry ids; a client whose connection broke, or whose router died, "
+        "sends its request again with the header Last-Event-ID, to this router or another one "
+        "with the same secret, and gets the rest",
+    )
+    group.add_argument("--cluster-secret-file", **CLUSTER_SECRET_FILE)
+
+
 def _add_health(group: Any) -> None:
     rules = HealthRules()
     group.add_argument(
@@ -435,6 +453,7 @@ def config_from(
         ),
         tenant_header=args.tenant_header,
         api_key=_api_key(args, environ or {}),
+        event_id_key=_event_id_key(args, environ or {}),
     )
 
 
@@ -457,6 +476,18 @@ def _breaker_rules(args: argparse.Namespace) -> BreakerRules:
 def _api_key(args: argparse.Namespace, environ: Mapping[str, str]) -> str | None:
     given: str | None = args.api_key
     return environ.get(API_KEY_VARIABLE) if given is None else given
+
+
+def _event_id_key(args: argparse.Namespace, environ: Mapping[str, str]) -> bytes | None:
+    if not args.event_ids:
+        return None
+    secret = read_cluster_secret(args.cluster_secret_file, environ)
+    if not secret:
+        raise ConfigError(
+            "--event-ids needs a secret that all routers share; set "
+            f"{CLUSTER_SECRET_VARIABLE} or --cluster-secret-file"
+        )
+    return derive_key(secret)
 
 
 def _workers(args: argparse.Namespace) -> list[WorkerSpec]:

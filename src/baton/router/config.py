@@ -47,7 +47,8 @@ class HealthRules:
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """`seed` makes choices and room numbers repeatable; None draws from the system."""
+    """`seed` makes choices and room numbers repeatable; None draws from the system. With an
+    `event_id_key`, streams carry ids that clients may come back with."""
 
     host: str = "127.0.0.1"
     port: int = 30000
@@ -72,6 +73,7 @@ class RouterConfig:
     waiting: WaitingRules = field(default_factory=WaitingRules)
     tenant_header: str | None = None
     api_key: str | None = None
+    event_id_key: bytes | None = field(default=None, repr=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +83,11 @@ class RouterConfig:
         _in_range("--health-success-threshold", self.health.success_threshold, 1, None)
         _in_range("--max-resumes", self.max_resumes, 0, None)
         _positive("--resume-stall-secs", self.resume_stall_s)
+        if self.event_id_key is not None and self.max_resumes == 0:
+            raise ConfigError(
+                "--event-ids needs streams that can be resumed; leave out --disable-resume and "
+                "--max-resumes 0"
+            )
         _positive("--request-timeout-secs", self.request_timeout_s)
         _positive("--worker-startup-timeout-secs", self.worker_startup_timeout_s)
         _positive("--health-check-interval-secs", self.health.interval_s)

@@ -10,7 +10,7 @@ for two workers, here for one).
 from collections.abc import Collection
 
 from baton.router.config import RouterConfig, WorkerRole
-from baton.router.errors import LegFailure, LegRefused, NoWorker
+from baton.router.errors import LegFailure, LegRefused, LegRegrouped, NoWorker
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
 from baton.router.http.messages import Response
@@ -72,7 +72,8 @@ class Dispatcher:
             except LegFailure as failure:
                 if not exchange.can_resume_after(failure):
                     raise
-                broken, tried = failure, {failure.worker.id}
+                broken = failure
+                tried = set() if isinstance(failure, LegRegrouped) else {failure.worker.id}
                 exchange.resume()
         assert broken is not None, "the first attempt is always made"
         self._fleet.metrics.resumes.labels("given_up").inc()

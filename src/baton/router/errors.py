@@ -7,6 +7,7 @@
     └── LegFailure      one worker, one leg of one request
         ├── LegRefused  nobody took the connection: nothing was sent, so trying elsewhere is safe
         ├── LegBroken   the connection ended, or its bytes made no sense
+        ├── LegRegrouped its stream is right, but cannot be joined to the client's inside a step
         └── LegRejected the worker answered with an error: status and body are passed unchanged
 
 Invariant: every failure names the stage (prefill, decode, worker) and the worker's URL.
@@ -182,6 +183,27 @@ class LegBroken(LegFailure):
                 retry_after_s=RETRY_AFTER_S,
             ),
         )
+
+
+class LegRegrouped(LegFailure):
+    """Nobody's fault: asked from where the client is, the same worker may go on."""
+
+    kind = "regrouped"
+
+    def __init__(self, worker: Worker, reason: str):
+        super().__init__(
+            worker,
+            Problem(
+                status=503,
+                code="regrouped",
+                message=f"{_name(worker)} cannot go on with the stream: {reason}",
+                retry_after_s=RETRY_AFTER_S,
+            ),
+        )
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.NO_VERDICT
 
 
 class LegRejected(LegFailure):

@@ -21,12 +21,14 @@ from baton.router.errors import (
     Expired,
     LegBroken,
     LegFailure,
+    LegRegrouped,
     LegRejected,
     Problem,
     RouterFailure,
     request_expired,
     router_stopping,
 )
+from baton.router.event_ids import RequestIds
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.http.upstream import header_block
@@ -34,6 +36,7 @@ from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
+from baton.router.numbered_stream import Diverged, NumberedStream, Regrouped
 from baton.router.requests import Generation
 
 _log = EventLog("baton.router")
@@ -91,8 +94,9 @@ class Exchange:
         clock: Clock,
         started_s: float,
         may_resume: bool = False,
+        ids: RequestIds | None = None,
     ):
-        self.generation = generation
+        self.generation = generation if ids is None else ids.asked_again(generation)
         self.request_id = request_id
         self.may_resume = may_resume and generation.may_be_resumed
         headers = forwarded_headers(request.headers, request_id)
@@ -106,6 +110,7 @@ class Exchange:
         self._clock = clock
         self._started_s = started_s
         self._stream: ResponseStream | None = None
+        self._ids = ids
         self._marked: MarkedStream | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
@@ -200,7 +205,8 @@ class Exchange:
             while not leg.is_over:
                 await self.changed()
         rejection = leg.rejection
-        if leg.failure is not None and not leg.is_done:  # behind [DONE] nothing is missing
+        is_missing = not leg.is_done or passing.has_failed  # behind [DONE] nothing is
+        if leg.failure is not None and is_missing:
             stream.write(events)
             raise leg.failure
         if rejection is not None and passing.is_held_back(rejection):
@@ -216,6 +222,8 @@ class Exchange:
     def _begin_with(self, leg: AnswerLeg) -> ResponseStream:
         headers = leg.headers
         said = headers.pop(MARKS_FIELD, None)
+        if said is None and self._ids is not None and self._ids.seen is not None:
+            raise _begins_anew(leg)
         self._marked = self._marked_by(leg, said) if said is not None and self.may_resume else None
         leg.may_move = self._marked is not None
         headers[REQUEST_ID] = self.request_id
@@ -224,7 +232,10 @@ class Exchange:
 
     def _marked_by(self, leg: AnswerLeg, said: str) -> MarkedStream:
         try:
-            return MarkedStream(said)
+            if self._ids is None:
+                return MarkedStream(said)
+            header, ids = self._ids.told(said, self.request_id)
+            return NumberedStream(header, ids, self._ids.seen)
         except ValueError:
             leg.break_off(f"{MARKS_HEADER} makes no sense: {said[:80]!r}")
             assert leg.failure is not None
@@ -234,9 +245,7 @@ class Exchange:
         assert self._stream is not None
         assert self._marked is not None
         if MARKS_FIELD not in leg.headers:
-            leg.break_off("it cannot go on with another worker's stream")
-            assert leg.failure is not None
-            raise leg.failure
+            raise _begins_anew(leg)
         self._metrics.resumes.labels("resumed").inc()
         _log.info(
             "stream resumed",
@@ -247,10 +256,17 @@ class Exchange:
         return self._stream
 
 
-class _Passing:
-    """A stream on its way from a leg to the client, whole events at a time."""
+def _begins_anew(leg: AnswerLeg) -> LegFailure:
+    leg.break_off("it cannot go on with another worker's stream")
+    assert leg.failure is not None
+    return leg.failure
 
-    __slots__ = ("_leg", "_marked", "_merge", "_stream")
+
+class _Passing:
+    """A stream on its way from a leg to the client, whole events at a time. `has_failed`: the leg
+    was hung up on, as what it said made no sense."""
+
+    __slots__ = ("_leg", "_marked", "_merge", "_stream", "has_failed")
 
     def __init__(
         self,
@@ -263,6 +279,7 @@ class _Passing:
         self._marked = marked
         self._stream = stream
         self._merge = merge
+        self.has_failed = False
 
     def is_held_back(self, rejection: LegRejected) -> bool:
         """The client does not get to see an error after which another worker may go on."""
@@ -286,10 +303,15 @@ class _Passing:
     def _of_marked(self, marked: MarkedStream, events: bytes) -> bytes:
         try:
             passed = marked.feed(events)
+            rejection = self._leg.rejection
+            if self._leg.is_done and (rejection is None or not self.is_held_back(rejection)):
+                passed += marked.take_held(is_sound=rejection is None)
+            return passed
+        except Regrouped as error:
+            self._leg.give_up(LegRegrouped(self._leg.worker, str(error)))
+        except Diverged as error:
+            self._leg.break_off(str(error))
         except ValueError:
             self._leg.break_off("a mark in its stream makes no sense")
-            return b""
-        rejection = self._leg.rejection
-        if self._leg.is_done and (rejection is None or not self.is_held_back(rejection)):
-            passed += marked.take_held()
-        return passed
+        self.has_failed = True
+        return b""

@@ -8,16 +8,18 @@ import asyncio
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
 from baton.obs.logs import EventLog
+from baton.router import sse
 from baton.router.config import RouterConfig
 from baton.router.deadlines import Deadlines
 from baton.router.dispatch import Dispatcher
 from baton.router.errors import CLIENT_GONE_STATUS, Problem, RouterFailure, router_stopping
-from baton.router.exchange import Exchange, problem_response, request_id_of
+from baton.router.event_ids import LAST_EVENT_FIELD, EventIds, RequestIds, refuse_ids
+from baton.router.exchange import REQUEST_ID, Exchange, problem_response, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
-from baton.router.requests import parse_generation
+from baton.router.requests import Generation, parse_generation
 
 _log = EventLog("baton.router")
 
@@ -30,6 +32,8 @@ class GenerationHandlers:
         self._fleet = fleet
         self._wire = wire
         self._clock = clock
+        key = config.event_id_key
+        self._event_ids = EventIds(key) if key is not None else None
         self._dispatcher = Dispatcher(config, fleet, wire)
         limit_s = config.request_timeout_s
         self._running = Deadlines[Exchange](limit_s, lambda exchange: exchange.expire(limit_s))
@@ -61,6 +65,15 @@ class GenerationHandlers:
         metrics.exchanges.num_inflight += 1
         try:
             generation = parse_generation(route, request.body)
+            ids: RequestIds | None = None
+            if self._event_ids is not None or LAST_EVENT_FIELD in request.headers:
+                ids = self._ids_of(request, generation)
+            if ids is not None and ids.seen is not None:
+                metrics.resumes.labels("came_back").inc()
+                request_id = ids.shown_request_id or request_id
+                if ids.seen.has_everything:
+                    status = 200
+                    return _nothing_left(request_id)
             exchange = Exchange(
                 request,
                 generation,
@@ -70,6 +83,7 @@ class GenerationHandlers:
                 self._clock,
                 started_s,
                 may_resume=self._config.max_resumes > 0,
+                ids=ids,
             )
             try:
                 return await self._serve(exchange)
@@ -96,6 +110,12 @@ class GenerationHandlers:
                     duration_s=round(duration_s, 3),
                 )
 
+    def _ids_of(self, request: Request, generation: Generation) -> RequestIds | None:
+        if self._event_ids is None:
+            refuse_ids(request)
+            return None
+        return self._event_ids.for_request(request, generation)
+
     async def _serve(self, exchange: Exchange) -> Response | ResponseStream:
         if self._is_stopping:
             return exchange.fail(router_stopping())
@@ -109,6 +129,12 @@ class GenerationHandlers:
             self._running.discard(exchange)
             if not self._running:
                 self.idle.set()
+
+
+def _nothing_left(request_id: str) -> Response:
+    """For a client that came back with everything."""
+    headers = {"Content-Type": "text/event-stream; charset=utf-8", REQUEST_ID: request_id}
+    return Response(200, sse.DONE_EVENT, headers)
 
 
 def problem_of(error: RequestError) -> Problem:

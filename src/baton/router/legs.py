@@ -110,10 +110,14 @@ class Leg:
 
     def break_off(self, reason: str) -> None:
         """The worker's answer makes no sense: hang up and blame it."""
+        self.give_up(LegBroken(self.worker, reason))
+
+    def give_up(self, failure: LegFailure) -> None:
+        """Hang up, with this as the reason."""
         if not self.is_over:
             self._call.abort()
         if self.failure is None:
-            self._fail(LegBroken(self.worker, reason))
+            self._fail(failure)
 
     def request_sent(self) -> None:
         self.was_sent = True

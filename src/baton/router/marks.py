@@ -11,7 +11,7 @@ import msgspec
 
 MARKS_HEADER = "X-Baton-Marks"
 MARKS_FIELD = MARKS_HEADER.lower()
-_MARK = b"\n\n: t "
+MARK = b"\n\n: t "
 
 
 class Resume(msgspec.Struct, omit_defaults=True):
@@ -47,16 +47,16 @@ class MarkedStream:
         if self._held:
             events, self._held = self._held + events, b""
         passed, start = [], 0
-        while (mark := events.find(_MARK, start)) >= 0:
-            end = events.index(b"\n\n", mark + len(_MARK))
-            self._token_ids += map(int, events[mark + len(_MARK) : end].split())
+        while (mark := events.find(MARK, start)) >= 0:
+            end = events.index(b"\n\n", mark + len(MARK))
+            self._token_ids += map(int, events[mark + len(MARK) : end].split())
             passed.append(events[start : mark + 2])
             start = end + 2
         self._held = events[start:]
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
-    def take_held(self) -> bytes:
-        """The stream is done: its end needs no mark."""
+    def take_held(self, is_sound: bool = True) -> bytes:
+        """The stream is done: its end needs no mark. `is_sound`: it does not end with an error."""
         held, self._held = self._held, b""
         return held
 
