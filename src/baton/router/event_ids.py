@@ -119,11 +119,13 @@ class RequestIds:
         return self.shown_id if self._shows_request_id else None
 
     def asked_again(self, generation: Generation) -> Generation:
-        """The request of a client that came back, for the whole of its stream."""
+        """The request of a client that came back, for the whole of its stream. A `rid` of its own
+        may still be taken by the first request, whose worker is just finding out that nobody
+        listens; the stream shows it all the same."""
         if self._header is None:
             return generation
         resume = Resume([], *self._header, self.shown_id)
-        return generation.resumed(msgspec.json.encode(resume))
+        return generation.without("rid").resumed(msgspec.json.encode(resume))
 
     def told(self, marks_header: str, request_id: str) -> tuple[str, StreamIds]:
         """What the stream is called from now on, in the words of a worker's header for marks, and

@@ -57,6 +57,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
             and "resume" not in fields
         )
 
+    def without(self, name: str) -> "Generation":
+        """The same request without a field."""
+        fields = {key: value for key, value in self.fields.items() if key != name}
+        return msgspec.structs.replace(self, fields=fields, body=_encode(fields))
+
     def resumed(self, resume: bytes) -> "Generation":
         """The same request with a `resume` field."""
         fields = {**self.fields, "resume": msgspec.Raw(resume)}

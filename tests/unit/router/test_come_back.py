@@ -176,7 +176,7 @@ def test_the_second_worker_dies_too(run: Run, place: int) -> None:
         async with router() as first, router(num_workers=2) as second:
             frames = await first.frames(path, body)
             last_id = id_of(frames[place])
-            for cut_after in range(0, 9000, 450):
+            for cut_after in range(0, 9000, 900):
                 second.cables.cut_after, second.cables.num_cuts = cut_after, 1
                 got = await second.frames(path, body, last_id)
                 assert got == frames[place + 1 :], cut_after

@@ -69,7 +69,7 @@ def test_what_is_written_is_read(
 
 
 def test_the_id_that_a_route_shows() -> None:
-    generation = parse_generation(GENERATE, BODY)
+    generation = parse_generation(GENERATE, BODY[:-1] + b', "rid": "mine"}')
     again = ids_of(an_id())
     assert (again.shown_id, again.shown_request_id) == ("engine's id", None)
     assert json.loads(again.asked_again(generation).body) == {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -84,6 +85,26 @@ def test_resuming() -> None:
     config = config_of("--max-resumes", "5", "--resume-stall-secs", "2.5")
     assert (config.max_resumes, config.resume_stall_s) == (5, 2.5)
     assert config_of("--max-resumes", "5", "--disable-resume").max_resumes == 0
+
+
+def test_event_ids_need_a_secret_and_routers_with_the_same_agree(tmp_path: Path) -> None:
+    def key_of(*argv: str, **environ: str) -> bytes | None:
+        return config_from(make_parser().parse_args(argv), environ=environ).event_id_key
+
+    secret = "sixteen letters and more"
+    file = tmp_path / "secret"
+    file.write_text(secret + "\n")
+    assert key_of(BATON_CLUSTER_SECRET=secret) is None
+    key = key_of("--event-ids", BATON_CLUSTER_SECRET=secret)
+    assert key is not None
+    assert secret.encode() not in key
+    assert key_of("--event-ids", "--cluster-secret-file", str(file)) == key
+    assert key_of("--event-ids", BATON_CLUSTER_SECRET=secret + "!") != key
+    assert "event_id_key" not in repr(RouterConfig(event_id_key=key))
+    with pytest.raises(ConfigError, match="BATON_CLUSTER_SECRET or --cluster-secret-file"):
+        key_of("--event-ids")
+    with pytest.raises(ConfigError, match="leave out --disable-resume"):
+        key_of("--event-ids", "--disable-resume", BATON_CLUSTER_SECRET=secret)
 
 
 def test_unified_workers_may_join_a_pool_of_pairs() -> None:
