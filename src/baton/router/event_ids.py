@@ -148,7 +148,7 @@ class EventIds:
     def for_request(self, request: Request, generation: Generation) -> RequestIds | None:
         """None: its stream gets no ids. Raises RequestError if it has one that is not its own."""
         said = request.headers.get(LAST_EVENT_FIELD) or None
-        if not generation.may_be_resumed:
+        if not _carries_ids(generation):
             if said is not None:
                 raise _refusal("came with a request whose events have no ids; leave it out")
             return None
@@ -161,6 +161,12 @@ def refuse_ids(request: Request) -> None:
     """For a router without ids, which would begin anew: raises RequestError."""
     if request.headers.get(LAST_EVENT_FIELD):
         raise _refusal("is not known to this router, which was started without --event-ids")
+
+
+def _carries_ids(generation: Generation) -> bool:
+    """One sample's stream, which is made again from its tokens alone."""
+    is_one = generation.num_items is None and not generation.wants_prompt_logprobs
+    return is_one and generation.may_be_resumed
 
 
 def _refusal(why: str) -> RequestError:

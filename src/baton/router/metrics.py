@@ -39,7 +39,8 @@ class RouterMetrics:
         self.choices = ChoiceTally()
         self.resumes = Counter(
             "baton_router_resumes",
-            "Broken streams that another worker went on with (resumed), or nobody (given_up).",
+            "Broken streams that another worker went on with (resumed), or nobody (given_up), and "
+            "those whose clients came back for the rest (came_back).",
             ["outcome"],
             registry=registry,
         )

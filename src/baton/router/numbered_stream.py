@@ -46,22 +46,14 @@ class NumberedStream(MarkedStream):
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def take_held(self, is_sound: bool = True) -> bytes:
-        """The last step, up to `[DONE]`. An error has no id: a client may come back after it.
-        Raises Diverged."""
+        """The last step, up to `[DONE]`; of one that ended with an error only that. It has no id,
+        so the client may come back for the rest. Raises Diverged."""
         frames = _frames(super().take_held())
         if not is_sound:
-            return self._error_behind(frames[:-2]) + b"".join(frames[-2:])
+            return b"".join(frames[-2:])
         num_left = range(len(frames) - 1, -1, -1)
         lines = [self._ids.end_line(self.num_tokens, self._checksum, num) for num in num_left]
         return _joined(lines, frames, self._num_known_of_last(len(frames)))
-
-    def _error_behind(self, frames: list[bytes]) -> bytes:
-        """What a step had to say before its error."""
-        if self._seen is not None:
-            return b""
-        behind = range(1, len(frames) + 1)
-        lines = [self._ids.line(self.num_tokens, self._checksum, num) for num in behind]
-        return _joined(lines, frames)
 
     def _step(self, step: bytes, mark: bytes) -> bytes:
         """One step's events with ids, without those that the client has."""
@@ -120,7 +112,7 @@ def _frames(events: bytes) -> list[bytes]:
     return [frame + _END for frame in events.split(_END)[:-1]]
 
 
-def _joined(lines: list[bytes], frames: list[bytes], num_known: int = 0) -> bytes:
+def _joined(lines: list[bytes], frames: list[bytes], num_known: int) -> bytes:
     numbered = [line + frame for line, frame in zip(lines, frames, strict=True)]
     return b"".join(numbered[num_known:])
 

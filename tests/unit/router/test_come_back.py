@@ -8,6 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from baton.core.request import Finish, FinishReason
 from baton.router.app import RouterApp
 from baton.router.breaker import BreakerRules
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
@@ -262,6 +263,24 @@ def test_behind_an_error_the_client_may_come_back(run: Run) -> None:
                 data_of(frame) for frame in frames[: len(some)]
             ]
             rest = await alone.frames(path, body, id_of(some[-1]))
+            assert [data_of(frame) for frame in some + rest] == [data_of(frame) for frame in frames]
+
+    run(scenario)
+
+
+def test_an_aborted_client_may_come_back(run: Run) -> None:
+    """An error that the worker tells and the client gets to see."""
+    path, body = REQUESTS["chat"]
+
+    async def scenario() -> None:
+        async with two_routers() as (first, second):
+            frames = await second.frames(path, body, **{"X-Request-ID": "same"})
+            first.engine.finish_after = 6
+            first.engine.finish_with = Finish(reason=FinishReason.ABORT, status=499)
+            *some, error, done = await first.frames(path, body, **{"X-Request-ID": "same"})
+            assert b'"aborted"' in error
+            assert (error[:6], done) == (b"data: ", DONE)
+            rest = await second.frames(path, body, id_of(some[-1]))
             assert [data_of(frame) for frame in some + rest] == [data_of(frame) for frame in frames]
 
     run(scenario)
