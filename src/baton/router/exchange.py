@@ -94,9 +94,8 @@ class Exchange:
         clock: Clock,
         started_s: float,
         may_resume: bool = False,
-        ids: RequestIds | None = None,
     ):
-        self.generation = generation if ids is None else ids.asked_again(generation)
+        self.generation = generation
         self.request_id = request_id
         self.may_resume = may_resume and generation.may_be_resumed
         headers = forwarded_headers(request.headers, request_id)
@@ -110,12 +109,17 @@ class Exchange:
         self._clock = clock
         self._started_s = started_s
         self._stream: ResponseStream | None = None
-        self._ids = ids
+        self._ids: RequestIds | None = None
         self._marked: MarkedStream | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
+
+    def give_ids(self, ids: RequestIds) -> None:
+        """To its stream's events; a client that came back gets only what it has not seen."""
+        self._ids = ids
+        self.generation = ids.asked_again(self.generation)
 
     def expire(self, limit_s: float) -> None:
         """Time is up: the request ends now."""

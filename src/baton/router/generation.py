@@ -13,7 +13,7 @@ from baton.router.config import RouterConfig
 from baton.router.deadlines import Deadlines
 from baton.router.dispatch import Dispatcher
 from baton.router.errors import CLIENT_GONE_STATUS, Problem, RouterFailure, router_stopping
-from baton.router.event_ids import LAST_EVENT_FIELD, EventIds, RequestIds, refuse_ids
+from baton.router.event_ids import LAST_EVENT_FIELD, EventIds, Place, RequestIds, refuse_ids
 from baton.router.exchange import REQUEST_ID, Exchange, problem_response, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
@@ -68,12 +68,12 @@ class GenerationHandlers:
             ids: RequestIds | None = None
             if self._event_ids is not None or LAST_EVENT_FIELD in request.headers:
                 ids = self._ids_of(request, generation)
-            if ids is not None and ids.seen is not None:
-                metrics.resumes.labels("came_back").inc()
-                request_id = ids.shown_request_id or request_id
-                if ids.seen.has_everything:
-                    status = 200
-                    return _nothing_left(request_id)
+                if ids is not None and ids.seen is not None:
+                    request_id = ids.shown_request_id or request_id
+                    self._note_return(request_id, ids.seen)
+                    if ids.seen.has_everything:
+                        status = 200
+                        return _nothing_left(request_id)
             exchange = Exchange(
                 request,
                 generation,
@@ -83,8 +83,9 @@ class GenerationHandlers:
                 self._clock,
                 started_s,
                 may_resume=self._config.max_resumes > 0,
-                ids=ids,
             )
+            if ids is not None:
+                exchange.give_ids(ids)
             try:
                 return await self._serve(exchange)
             finally:
@@ -115,6 +116,10 @@ class GenerationHandlers:
             refuse_ids(request)
             return None
         return self._event_ids.for_request(request, generation)
+
+    def _note_return(self, request_id: str, seen: Place) -> None:
+        self._fleet.metrics.resumes.labels("came_back").inc()
+        _log.info("client came back", request_id=request_id, num_tokens=seen.num_tokens)
 
     async def _serve(self, exchange: Exchange) -> Response | ResponseStream:
         if self._is_stopping:
