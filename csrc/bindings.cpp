@@ -62,6 +62,14 @@ Engine make_engine(int num_threads, std::optional<std::string> isa, std::vector<
           std::make_unique<ActivationBuffer>()};
 }
 
+void limit_threads(Engine& engine, int num_working) {
+  const int most = engine.threads->num_threads();
+  require(num_working >= 1 && num_working <= most,
+          "num_working is " + std::to_string(num_working) + ", not from 1 to " +
+              std::to_string(most));
+  engine.threads->limit(num_working);
+}
+
 using Part = std::pair<nb::object, std::optional<Floats>>;
 
 HeldLinear make_linear(std::vector<Part> parts) {
@@ -272,6 +280,7 @@ NB_MODULE(_native, module) {
           "num_threads"_a, "isa"_a = nb::none(), "cores"_a = std::vector<int>{}, "spin_us"_a = 50.0)
       .def_prop_ro("isa", [](const Engine& self) { return self.kernels->name; })
       .def_prop_ro("num_threads", [](const Engine& self) { return self.threads->num_threads(); })
+      .def("limit_threads", &limit_threads, "num_working"_a)
       .def("linear", &run_linear, "linear"_a, "x"_a, "y"_a, "epilogue"_a = 0,
            "norm_weight"_a = nb::none(), "eps"_a = 0.0f, "keeps_remainder"_a = false)
       .def("rms_norm", &run_rms_norm, "x"_a, "weight"_a, "eps"_a, "y"_a)

@@ -40,7 +40,10 @@ uint64_t next_of(uint64_t ticket) { return ticket & kPieceMask; }
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads, std::vector<int> cores, int64_t spin_ns)
-    : cores_(std::move(cores)), spin_ns_(spin_ns), shares_(size_t(num_threads)) {
+    : cores_(std::move(cores)),
+      spin_ns_(spin_ns),
+      shares_(size_t(num_threads)),
+      num_working_(num_threads) {
   for (int thread = 1; thread < num_threads; ++thread)
     workers_.emplace_back([this, thread] { work(thread); });
 }
@@ -56,7 +59,8 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(int num_pieces, Piece function, void* job) {
   if (num_pieces <= 0) return;
-  if (num_pieces == 1 || workers_.empty()) {
+  const uint64_t num_shares = uint64_t(num_working_.load(std::memory_order_relaxed));
+  if (num_pieces == 1 || num_shares == 1) {
     for (int piece = 0; piece < num_pieces; ++piece) function(job, piece, 0);
     return;
   }
@@ -64,7 +68,6 @@ void ThreadPool::run(int num_pieces, Piece function, void* job) {
   job_ = job;
   num_done_.store(0, std::memory_order_relaxed);
   const uint64_t number = job_of(shares_[0].ticket.load(std::memory_order_relaxed)) + 1;
-  const uint64_t num_shares = shares_.size();
   for (uint64_t i = 0; i < num_shares; ++i) {
     const uint64_t begin = uint64_t(num_pieces) * i / num_shares;
     const uint64_t end = uint64_t(num_pieces) * (i + 1) / num_shares;

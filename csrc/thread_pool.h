@@ -32,6 +32,10 @@ class ThreadPool {
 
   int num_threads() const { return int(workers_.size()) + 1; }
 
+  // From the next `run` on, only so many threads work; the others sleep, and leave their cores to
+  // whoever needs them. From 1 to num_threads.
+  void limit(int num_working) { num_working_.store(num_working, std::memory_order_relaxed); }
+
   using Piece = void (*)(void* job, int piece, int thread);
 
   // Calls `function(job, piece, thread)` once for each piece in [0, num_pieces); returns when all
@@ -66,8 +70,9 @@ class ThreadPool {
   Piece function_ = nullptr;
   void* job_ = nullptr;
 
-  // One for each thread.
+  // One for each thread; the first `num_working_` take part in a job.
   std::vector<Share> shares_;
+  std::atomic<int> num_working_;
   alignas(64) std::atomic<int> num_done_{0};
   alignas(64) std::atomic<int> num_sleeping_{0};
   std::atomic<bool> is_stopping_{false};

@@ -104,6 +104,10 @@ class DecodeRole:
     def num_handovers(self) -> int:
         return len(self._legs)
 
+    @property
+    def prompts_are_computed(self) -> bool:
+        return any(leg.state is HandoverStage.AWAITING_KV for leg in self._legs.values())
+
     def handover_stats(self) -> HandoverStats:
         return msgspec.structs.replace(
             self._tally.stats(),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from baton.core.clock import Clock
+from baton.disagg.core_sharing import CoreSharing
 from baton.disagg.role import EngineRole
 from baton.engine.core import EngineCore
 from baton.ipc.engine_socket import EngineSocket
@@ -45,6 +46,7 @@ class EngineLoop:
         transports: Sequence[KvTransport],
         clock: Clock,
         link: PeerLink | None = None,
+        sharing: CoreSharing | None = None,
     ):
         self._core = core
         self._role = role
@@ -53,6 +55,7 @@ class EngineLoop:
         self._transports = transports
         self._clock = clock
         self._link = link
+        self._sharing = sharing
         self._stats_due_s = 0.0
         self._was_busy = True
         self._is_running = True
@@ -61,10 +64,18 @@ class EngineLoop:
     def run(self) -> None:
         """Raises ApiGone when the api process ends."""
         while self._is_running:
-            # Sequences that wait for room get it by news from outside, which ends the wait.
-            can_go_on = self._core.has_work and self._made_progress
-            self._api.wait(0.0 if can_go_on else _IDLE_WAIT_S)
+            self._api.wait(self._idle_s())
             self.turn()
+
+    def _idle_s(self) -> float:
+        # Sequences that wait for room get it by news from outside, which ends the wait.
+        can_go_on = self._core.has_work and self._made_progress
+        return self._rest_s() if can_go_on else _IDLE_WAIT_S
+
+    def _rest_s(self) -> float:
+        if self._sharing is None:
+            return 0.0
+        return self._sharing.wait_s(self._clock.now_s(), self._role.prompts_are_computed)
 
     def turn(self) -> None:
         """One round without waiting."""
@@ -74,13 +85,22 @@ class EngineLoop:
         for message in self._api.take():
             self._on_message(message)
         self._role.tick(self._clock.now_s())
-        if self._core.has_work:
-            self._made_progress = self._core.step()
+        if self._core.has_work and not self._rest_s():
+            self._step()
             self._role.tick(self._clock.now_s())
         outputs = self._core.take_outputs()
         if outputs:
             self._api.send(StepOutputs(outputs=outputs))
         self._send_stats_when_due()
+
+    def _step(self) -> None:
+        if self._sharing is None:
+            self._made_progress = self._core.step()
+            return
+        self._sharing.begin_step(self._role.prompts_are_computed)
+        began_s = self._clock.now_s()
+        self._made_progress = self._core.step()
+        self._sharing.end_step(began_s, self._clock.now_s())
 
     def stats(self) -> EngineStats:
         counters, ledger = self._core.counters, self._core.ledger()

@@ -75,6 +75,10 @@ class PrefillRole:
         core.on_failure = self._on_failure
 
     @property
+    def prompts_are_computed(self) -> bool:
+        return False  # they are computed here
+
+    @property
     def num_handovers(self) -> int:
         return len(self._legs) + len(self._draining)
 

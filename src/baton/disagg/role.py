@@ -18,6 +18,11 @@ class EngineRole(Protocol):
         """Requests that are neither waiting nor running but on their way from or to a peer."""
         ...
 
+    @property
+    def prompts_are_computed(self) -> bool:
+        """Whether a prefill worker has to compute prompts for this one now."""
+        ...
+
     def submit(self, request: EngineRequest) -> None: ...
 
     def abort(self, request_id: str, reason: str) -> None:
@@ -37,6 +42,7 @@ class UnifiedRole:
     """Every request runs here from beginning to end."""
 
     num_handovers = 0
+    prompts_are_computed = False
 
     def __init__(self, core: EngineCore):
         self._core = core

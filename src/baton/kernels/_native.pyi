@@ -67,6 +67,10 @@ class Kernels:
         cores: list[int] = ...,
         spin_us: float = ...,
     ) -> None: ...
+    def limit_threads(self, num_working: int) -> None:
+        """From now on only so many of the threads work, the caller's among them; no result depends
+        on it."""
+
     def linear(
         self,
         linear: Linear,

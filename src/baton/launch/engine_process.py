@@ -21,6 +21,7 @@ from baton.checkpoint import read_model_card
 from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import BatonError, ConfigError
 from baton.core.model_card import ModelCard
+from baton.disagg.core_sharing import CoreSharing
 from baton.disagg.decode import DecodeRole
 from baton.disagg.loop import EngineLoop
 from baton.disagg.prefill import PrefillRole
@@ -31,6 +32,7 @@ from baton.engine.core import EngineCore
 from baton.engine.runner import ModelRunner
 from baton.ipc.engine_socket import ApiGone, EngineSocket
 from baton.ipc.peer_link import PeerEvent, PeerLink
+from baton.kernels import _native
 from baton.kvcache.block_pool import BlockPool
 from baton.kvcache.checksum import BlockChecksums
 from baton.kvcache.layout import KvLayout
@@ -110,7 +112,8 @@ def _run(spec: EngineSpec, secret: str, api: EngineSocket) -> None:
     link = _link(spec, secret, engine_id, layout, transports, events, api)
     checksums = BlockChecksums(segment.view(), layout.block_bytes)
     role = _role(spec, core, layout, checksums, transports, link, engine_id, api, clock)
-    loop = EngineLoop(core, role, api, events, transports, clock, link)
+    sharing = _sharing(spec, model.kernels)
+    loop = EngineLoop(core, role, api, events, transports, clock, link, sharing)
     api.send(loop.stats())
     api.send(
         EngineReady(
@@ -236,6 +239,14 @@ def _link(
         heartbeat_interval_s=spec.disagg.heartbeat_interval_s,
         max_missed=spec.disagg.heartbeat_max_failure,
     )
+
+
+def _sharing(spec: EngineSpec, kernels: _native.Kernels | None) -> CoreSharing | None:
+    if spec.role != "decode":
+        return None
+    if kernels is None:
+        return CoreSharing(spec.sharing, 1, None)
+    return CoreSharing(spec.sharing, kernels.num_threads, kernels.limit_threads)
 
 
 def _role(

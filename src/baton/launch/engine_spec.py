@@ -5,6 +5,7 @@ from typing import Literal
 
 from baton.core.request import Role
 from baton.disagg.config import DisaggConfig
+from baton.disagg.core_sharing import SharingRules
 from baton.engine.config import EngineConfig
 from baton.transfer.config import TransferConfig
 from baton.transfer.link import LinkConfig
@@ -29,5 +30,6 @@ class EngineSpec:
     host: str
     cores: list[int]
     nice: int
+    sharing: SharingRules
     log_level: str
     parent_pid: int

@@ -29,6 +29,7 @@ from baton.core.model_card import ModelCard
 from baton.core.request import DEFAULT_BOOTSTRAP_PORT
 from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
 from baton.disagg.config import DisaggConfig
+from baton.disagg.core_sharing import SharingRules
 from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
 from baton.launch.cluster_secret import (
@@ -111,6 +112,21 @@ class WorkerConfig:
         default=0,
         metadata={"help": "niceness added to the engine process", "minimum": 0, "maximum": 19},
     )
+    shared_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "decode only: threads while a prefill worker computes prompts for it on the "
+            "same cores (default: as ever)",
+            "minimum": 1,
+        },
+    )
+    shared_time: float = field(
+        default=1.0,
+        metadata={"help": "decode only: then, at most this share of the time in steps"},
+    )
+    shared_rest_ms: float = field(
+        default=20.0, metadata={"help": "decode only: then, longest rest between two steps"}
+    )
     api_key: str | None = field(
         default=None,
         metadata={"help": "clients must send it as a bearer token", "env": API_KEY_VARIABLE},
@@ -143,6 +159,9 @@ def main(argv: Sequence[str]) -> int:
         num_cores = len(cores or os.sched_getaffinity(0))
         transfer = TransferConfig.from_environ(os.environ, num_cores)
         transfer = replace(transfer, mooncake=_mooncake(worker))
+        sharing = SharingRules(
+            worker.shared_threads, worker.shared_time, worker.shared_rest_ms / 1000
+        )
         path = resolve_model(worker.model_path, cache_dir=default_cache_dir(os.environ))
         card = read_model_card(path)
         sockets = _Sockets.bind(worker)
@@ -164,6 +183,7 @@ def main(argv: Sequence[str]) -> int:
         host=worker.host,
         cores=cores,
         nice=worker.engine_nice,
+        sharing=sharing,
         log_level=worker.log_level,
         parent_pid=os.getpid(),
     )

@@ -14,11 +14,13 @@ from baton.core.request import Role
 from baton.router.policies import PolicyName
 
 PREFILL_NICE = 19
+DECODE_SHARE = 0.5
 """On one host decode goes first: prefill takes every core that decode leaves idle, and no more.
 
-That works while decode has fewer threads than the machine has cores: with as many, and both busy,
-prefill gets next to nothing (docs/experiments.md). So a decode worker gets its share of the cores
-and prefill may use them all."""
+While prompts are computed, decode leaves it cores: with a thread for every core, and both busy,
+prefill would get next to nothing; with one that never rests, prompts take twice as long
+(docs/experiments.md). So its steps are on a part of the cores then, with a rest after each. With no
+prompt to compute it has its share of all cores."""
 
 _LOOPBACK = "127.0.0.1"
 DEFAULT_WORKERS = "1p1d"
@@ -157,7 +159,12 @@ def _plan_pairs(
         workers.append(worker)
         places += ["--prefill", worker.url, str(bootstrap_port)]
     for i in range(num_decode):
-        own_argv = [_threads(num_cores // (num_decode + 1)), *worker_argv]
+        own_argv = [
+            _threads(num_cores // num_decode),
+            f"--shared-threads={max(1, num_cores // (num_decode + 1))}",
+            f"--shared-time={DECODE_SHARE}",
+            *worker_argv,
+        ]
         worker = _worker(f"decode-{i}", "decode", free_port(), model_path, own_argv)
         workers.append(worker)
         places += ["--decode", worker.url]

@@ -43,7 +43,7 @@ def test_prefill_yields_the_cores_and_decode_does_not() -> None:
 @pytest.mark.parametrize(
     ("config", "threads"),
     [
-        (ServeConfig(workers="1p1d"), [None, "4"]),
+        (ServeConfig(workers="1p1d"), [None, "8"]),
         (ServeConfig(workers="1p3d"), [None, "2", "2", "2"]),
         (ServeConfig(unified=1), ["8"]),
         (ServeConfig(unified=9), ["1"] * 9),
@@ -55,6 +55,16 @@ def test_decode_and_unified_workers_share_the_cores(
     for worker, wanted in zip(_plan(config).workers, threads, strict=True):
         given = [word.partition("=")[2] for word in worker.argv if "--num-threads" in word]
         assert given == ([] if wanted is None else [wanted])
+
+
+@pytest.mark.parametrize(("workers", "threads"), [("1p1d", "4"), ("2p1d", "4"), ("1p3d", "2")])
+def test_decode_leaves_cores_and_time_to_prefill_while_prompts_are_computed(
+    workers: str, threads: str
+) -> None:
+    for worker in _plan(ServeConfig(workers=workers)).workers:
+        given = [word for word in worker.argv if word.startswith("--shared-")]
+        is_decode = worker.name.startswith("decode")
+        assert given == ([f"--shared-threads={threads}", "--shared-time=0.5"] if is_decode else [])
 
 
 def test_threads_that_the_user_names_come_last_and_count() -> None:
