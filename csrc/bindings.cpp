@@ -64,9 +64,8 @@ Engine make_engine(int num_threads, std::optional<std::string> isa, std::vector<
 
 void limit_threads(Engine& engine, int num_working) {
   const int most = engine.threads->num_threads();
-  require(num_working >= 1 && num_working <= most,
-          "num_working is " + std::to_string(num_working) + ", not from 1 to " +
-              std::to_string(most));
+  require(num_working >= 1 && num_working <= most, "num_working is " + std::to_string(num_working) +
+                                                       ", not from 1 to " + std::to_string(most));
   engine.threads->limit(num_working);
 }
 
