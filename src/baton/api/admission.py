@@ -42,11 +42,18 @@ class Limits:
 
 
 def admit(
-    spec: GenerationSpec, limits: Limits, base_id: str, draw_seed: Callable[[], int]
+    spec: GenerationSpec,
+    limits: Limits,
+    base_id: str,
+    draw_seed: Callable[[], int],
+    id_suffix: str = "",
 ) -> list[Sample]:
-    """Every sample of a request, in order. Raises RequestError if any of them can never run."""
+    """Every sample of a request, in order. Raises RequestError if any of them can never run.
+    `id_suffix`: what the engine's names for them have beyond the client's."""
     num_samples = _count_samples(spec, limits)
     ids = _request_ids(spec, base_id, num_samples)
+    shown_base_id = spec.resume.id if spec.resume else None
+    shown_ids = ids if shown_base_id is None else _request_ids(spec, shown_base_id, num_samples)
     pairings = _pairings(spec, limits.role, num_samples)
     drawn_seed = draw_seed()
     resumed = _resumed_token_ids(spec, limits, num_samples)
@@ -66,8 +73,9 @@ def admit(
                 Sample(
                     index=index,
                     prompt_index=prompt_index,
+                    shown_id=shown_ids[index],
                     request=EngineRequest(
-                        request_id=ids[index],
+                        request_id=f"{ids[index]}{id_suffix}",
                         prompt_token_ids=[*prompt.token_ids, *resumed]
                         if resumed
                         else prompt.token_ids,

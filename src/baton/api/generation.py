@@ -19,7 +19,7 @@ from baton.api.errors import CLIENT_CLOSED, GenerationFailed, describe, is_expec
 from baton.api.fan_out import Stream, merge
 from baton.api.outcome import Outcome, TokenCounts, count_tokens
 from baton.api.pairing import attach_peers
-from baton.api.request_id import REQUEST_ID, engine_base_id
+from baton.api.request_id import REQUEST_ID, attempt_suffix, engine_base_id
 from baton.api.running import Claim
 from baton.api.sample_stream import Piece, Stopwatch, stream_sample
 from baton.api.spec import GenerationSpec, Sample
@@ -44,8 +44,10 @@ async def generate(
     engine = service.live_engine()
     state = service.state
     base_id = spec.rid if isinstance(spec.rid, str) else engine_base_id(request)
-    samples = admit(spec, service.limits, base_id, service.draw_seed)
-    with service.running.claim(base_id, [s.request.request_id for s in samples]) as claim:
+    suffix = attempt_suffix(request)
+    samples = admit(spec, service.limits, base_id, service.draw_seed, suffix)
+    ids = [sample.request.request_id.removesuffix(suffix) for sample in samples]
+    with service.running.claim(base_id, ids, suffix) as claim:
         stopwatches = [Stopwatch(service.metrics, state.clock) for _ in samples]
         samples = await attach_peers(samples, state.role, state.resolve_prefill)
         _stop_if_aborted(claim)
@@ -76,7 +78,7 @@ class _Marks:
 
     def __init__(self, samples: Sequence[Sample], created: int):
         request = samples[0].request
-        self.header = f"{request.sampling.seed} {created} {request.request_id}"
+        self.header = f"{request.sampling.seed} {created} {samples[0].shown_id}"
         self._unmarked: list[int] = []
 
     def behind(self, piece: Piece, events: Sequence[bytes]) -> Sequence[int]:

@@ -71,6 +71,7 @@ class Pairing:
 class Sample:
     """One sequence to run: the engine's request and what to do with its text.
 
+    `shown_id`: its name for the client; the engine's is another one in a later attempt.
     `pairing` is None on a unified worker and for probes. `discard_output`: the client asked for no
     new token at all, so the one that the engine makes is not shown.
     """
@@ -78,6 +79,7 @@ class Sample:
     index: int
     prompt_index: int
     request: EngineRequest
+    shown_id: str = ""
     stops: tuple[str, ...] = ()
     keep_stop: bool = False
     skip_special_tokens: bool = True

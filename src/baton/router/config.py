@@ -65,6 +65,7 @@ class RouterConfig:
     max_attempts: int = 3
     max_resumes: int = 3
     resume_stall_s: float = 30.0
+    resume_wait_s: float = 30.0
     health: HealthRules = field(default_factory=HealthRules)
     breaker: BreakerRules = field(default_factory=BreakerRules)
     cache: CacheRules = field(default_factory=CacheRules)
@@ -81,6 +82,10 @@ class RouterConfig:
         _in_range("--health-success-threshold", self.health.success_threshold, 1, None)
         _in_range("--max-resumes", self.max_resumes, 0, None)
         _positive("--resume-stall-secs", self.resume_stall_s)
+        if not self.resume_wait_s >= 0:
+            raise ConfigError(
+                f"--resume-wait-secs {self.resume_wait_s:g} is negative; use 0 or more"
+            )
         _positive("--request-timeout-secs", self.request_timeout_s)
         _positive("--worker-startup-timeout-secs", self.worker_startup_timeout_s)
         _positive("--health-check-interval-secs", self.health.interval_s)

@@ -21,6 +21,7 @@ from baton.router.errors import (
     Expired,
     LegBroken,
     LegFailure,
+    LegRefused,
     LegRejected,
     Problem,
     RouterFailure,
@@ -40,6 +41,8 @@ _log = EventLog("baton.router")
 
 REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID.lower()
+ATTEMPT_HEADER = "X-Baton-Attempt"
+"""From the second attempt on: a worker may still have an earlier one of the same `rid`."""
 
 _FORWARDED = frozenset(
     ("authorization", "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
@@ -90,15 +93,16 @@ class Exchange:
         metrics: RouterMetrics,
         clock: Clock,
         started_s: float,
-        may_resume: bool = False,
+        may_retry: bool = False,
     ):
         self.generation = generation
         self.request_id = request_id
-        self.may_resume = may_resume and generation.may_be_resumed
+        self.may_retry = may_retry
+        self.may_resume = may_retry and generation.may_be_resumed
         headers = forwarded_headers(request.headers, request_id)
         if self.may_resume:
             headers[MARKS_HEADER] = "1"
-        self.header_lines = header_block(headers)
+        self.header_lines = self._first_header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
         self._request = request
         self._wire = wire
@@ -109,6 +113,7 @@ class Exchange:
         self._marked: MarkedStream | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
+        self._num_attempts = 1
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
 
@@ -156,17 +161,29 @@ class Exchange:
             raise self._wire.failed(LegBroken(leg.worker, f"odd JSON: {error}")) from error
         return self._whole(leg.status, leg.headers, body)
 
-    def can_resume_after(self, failure: LegFailure) -> bool:
+    def can_resume_after(self, failure: LegFailure, is_first: bool = True) -> bool:
         """Whether another worker can go on where this one failed: what the client has seen, if
-        anything, is known by its tokens, and the request itself is not to blame."""
-        if not self.may_resume or (self._stream is not None and self._marked is None):
+        anything, is known by its tokens, and the request itself is not to blame. `is_first`:
+        nothing was tried before that reached a worker."""
+        if not self.may_retry:
             return False
         if self._stream is None:
+            if isinstance(failure, LegRefused):
+                return not is_first
             return isinstance(failure, LegBroken) or _has_died(failure)
-        return not (isinstance(failure, LegRejected) and failure.is_clients_fault)
+        is_known = self._marked is not None
+        return is_known and not (isinstance(failure, LegRejected) and failure.is_clients_fault)
+
+    def begin_again(self) -> None:
+        """From now on workers are told that they may still have an earlier attempt."""
+        self._num_attempts += 1
+        self.header_lines = self._first_header_lines + header_block(
+            {ATTEMPT_HEADER: str(self._num_attempts)}
+        )
 
     def resume(self) -> None:
         """From now on the request is for what the client has not seen yet."""
+        self.begin_again()
         if self._marked is not None:
             self._marked.drop_held()
             self.generation = self.generation.resumed(msgspec.json.encode(self._marked.resume))

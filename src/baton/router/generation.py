@@ -69,7 +69,7 @@ class GenerationHandlers:
                 metrics,
                 self._clock,
                 started_s,
-                may_resume=self._config.max_resumes > 0,
+                may_retry=self._config.max_resumes > 0,
             )
             try:
                 return await self._serve(exchange)

@@ -69,10 +69,11 @@ class Ledger(Protocol):
 
 class Leg:
     """What both kinds share. `poke` is called after everything that someone may wait for. A leg
-    that is over without being `is_whole` was aborted, or has a `failure`."""
+    that is over without being `is_whole` was aborted, or has a `failure`. `may_move`: another
+    worker can do it if this one is given up."""
 
     __slots__ = ("_call", "_pieces", "_raw_headers", "_wire", "failure", "is_over", "is_stream",
-                 "is_whole", "poke", "request", "status", "visit", "was_sent",
+                 "is_whole", "may_move", "poke", "request", "status", "visit", "was_sent",
                  "worker")  # fmt: skip
 
     visit: Visit
@@ -87,6 +88,7 @@ class Leg:
         self.failure: LegFailure | None = None
         self.is_over = False
         self.is_whole = False
+        self.may_move = False
         self.was_sent = False
         self.is_stream = False
         self.status = 0
@@ -161,11 +163,10 @@ class Leg:
 class AnswerLeg(Leg):
     """The leg whose answer the client gets. `has_answer`: all of it is in `body`, or it is a
     stream whose first event is here: `take_first`, then `flow_into`; both get whole events.
-    `rejection`: the error that the worker told inside the stream. `may_move`: another worker can
-    go on if this one is given up."""
+    `rejection`: the error that the worker told inside the stream."""
 
     __slots__ = ("_cutter", "_is_paused", "_num_events_seen", "_num_held_bytes", "_take", "body",
-                 "has_answer", "may_move", "rejection")  # fmt: skip
+                 "has_answer", "rejection")  # fmt: skip
 
     def __init__(
         self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
@@ -173,7 +174,6 @@ class AnswerLeg(Leg):
         super().__init__(wire, worker, request, poke)
         self.body = b""
         self.has_answer = False
-        self.may_move = False
         self.rejection: LegRejected | None = None
         self._cutter = sse.EventCutter()
         self._is_paused = False
@@ -349,7 +349,7 @@ class Wire:
     def let_finish(self, leg: PrefillLeg) -> None:
         """Nobody waits for this leg any more: it may end by itself, within a limit."""
         if not leg.is_over:
-            leg.poke = _ignore
+            leg.poke, leg.may_move = _ignore, False
             self._drains.add(leg)
 
     async def fetch(
@@ -385,9 +385,9 @@ class Wire:
         self._ledger.leg_ended(leg)
 
     def give_up_on(self, worker: Worker) -> None:
-        """The worker does not answer any more: streams that can go on elsewhere do so now."""
+        """The worker does not answer any more: what can go on elsewhere does so now."""
         for leg in list(self._legs):
-            if leg.worker is worker and isinstance(leg, AnswerLeg) and leg.may_move:
+            if leg.worker is worker and leg.may_move:
                 leg.break_off(f"it is {worker.health.phase}: {worker.health.reason}")
 
     def _look_later(self) -> None:

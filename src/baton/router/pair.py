@@ -39,7 +39,7 @@ async def serve_on_pair(
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
     prefill_leg = wire.start_prefill(prefill, request, generation.route, body, lines, poke, merges)
     decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)
-    decode_leg.may_move = exchange.may_resume
+    prefill_leg.may_move = decode_leg.may_move = exchange.may_retry
     try:
         while not _can_answer(prefill_leg, decode_leg, merges):
             await exchange.changed()
@@ -48,6 +48,11 @@ async def serve_on_pair(
             fleet.note_first_byte(decode_leg.visit)
         merge = _prompt_logprobs(exchange, wire, prefill_leg) if merges else None
         response = await exchange.deliver(decode_leg, merge)
+    except LegRejected as failure:
+        prefill_leg.abort()
+        if failure.worker is decode:
+            failure.suspects = (decode, prefill)
+        raise
     except BaseException:
         prefill_leg.abort()
         raise

@@ -43,12 +43,13 @@ _VOLATILE = re.compile(rb'"(e2e_latency|created)":[0-9.e-]+')
 class Cables:
     """Connections to workers, of which the next stream's is cut after so many bytes of it.
     `num_cuts`: how many of the next ones are. `hides_marks`: afterwards workers seem not to know
-    marks."""
+    marks; `hides_streams`: nor to answer with streams."""
 
     def __init__(self) -> None:
         self.cut_after = 0
         self.num_cuts = 0
         self.hides_marks = False
+        self.hides_streams = False
         self.asked: list[bytes] = []
 
     @contextlib.asynccontextmanager
@@ -107,6 +108,8 @@ class Cables:
                 left = self.cut_after + start + 4
             elif self.hides_marks:
                 chunk = chunk.replace(b"X-Baton-Marks", b"X-Other-Field")
+            elif self.hides_streams and self.num_cuts == 0:
+                chunk = chunk.replace(b"text/event-stream", b"text/plain")
             if left is not None and len(chunk) >= left:
                 writer.write(chunk[:left])
                 await writer.drain()
@@ -269,7 +272,7 @@ def test_with_nobody_else_the_stream_ends_with_an_error(run: Run) -> None:
     path, body = REQUESTS["generate"]
 
     async def scenario() -> None:
-        async with cluster(num_workers=1) as alone:
+        async with cluster(num_workers=1, resume_wait_s=0) as alone:
             alone.cables.cut_after, alone.cables.num_cuts = 900, 1
             got = await alone.stream(path, body)
             assert b"worker_failed" in got
@@ -291,6 +294,35 @@ def test_a_worker_that_would_begin_anew_is_not_believed(run: Run) -> None:
             assert b"cannot go on with another worker's stream" in error
             assert (done, rest) == (b"data: [DONE]", b"")
             assert (both.resumes("resumed"), both.resumes("given_up")) == (0, 1)
+
+    run(scenario)
+
+
+def test_no_stream_is_no_rest_of_a_stream(run: Run) -> None:
+    path, body = REQUESTS["generate"]
+
+    async def scenario() -> None:
+        async with cluster() as both:
+            expected = await both.stream(path, body)
+            both.cables.cut_after, both.cables.num_cuts, both.cables.hides_streams = 1500, 1, True
+            *events, error, done, rest = (await both.stream(path, body)).split(b"\n\n")
+            assert expected.startswith(b"\n\n".join(events))
+            assert b"it went on with a stream by no stream" in error
+            assert (done, rest) == (b"data: [DONE]", b"")
+            assert (both.resumes("resumed"), both.resumes("given_up")) == (0, 1)
+
+    run(scenario)
+
+
+def test_the_only_worker_goes_on_once_it_has_answered_a_health_check(run: Run) -> None:
+    path, body = REQUESTS["generate"]
+
+    async def scenario() -> None:
+        async with cluster(num_workers=1) as alone:
+            expected = await alone.stream(path, body)
+            alone.cables.cut_after, alone.cables.num_cuts = 900, 1
+            assert await alone.stream(path, body) == expected
+            assert (alone.resumes("resumed"), alone.resumes("given_up")) == (1, 0)
 
     run(scenario)
 
