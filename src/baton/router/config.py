@@ -65,7 +65,7 @@ class RouterConfig:
     max_attempts: int = 3
     max_resumes: int = 3
     resume_stall_s: float = 30.0
-    resume_wait_s: float = 30.0
+    resume_wait_s: float = 15.0
     health: HealthRules = field(default_factory=HealthRules)
     breaker: BreakerRules = field(default_factory=BreakerRules)
     cache: CacheRules = field(default_factory=CacheRules)

@@ -179,6 +179,11 @@ class Fleet:
             case LegBroken():
                 self._doubt(worker)
 
+    def note_silence(self, worker: Worker) -> None:
+        """None of its streams moves, though its connections stand."""
+        assert self._monitor is not None
+        self._monitor.suspect(worker)
+
     def _doubt(self, worker: Worker) -> None:
         assert self._monitor is not None
         self._monitor.doubt(worker)

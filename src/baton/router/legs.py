@@ -9,7 +9,7 @@ streams (rejections.py).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -33,6 +33,10 @@ from baton.router.workers import Worker
 
 MAX_HELD_BYTES = 64 * 2**10
 """Of a stream that nobody takes yet, before its worker has to wait."""
+
+SILENCE_S = 1.0
+"""After it a worker none of whose streams moves is asked whether it is there."""
+_NUM_SILENCE_LOOKS = 2
 
 _PER_HOP_HEADERS = frozenset(
     (b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade",
@@ -65,6 +69,7 @@ class Ledger(Protocol):
     def leg_ended(self, leg: "Leg") -> None: ...
     def has_another(self, worker: Worker) -> bool: ...
     def note_failure(self, failure: LegFailure) -> None: ...
+    def note_silence(self, worker: Worker) -> None: ...
 
 
 class Leg:
@@ -307,7 +312,8 @@ class Wire:
         self._ledger = ledger
         self._stall_limit_s = stall_limit_s
         self._stalls = StallWatch[AnswerLeg]()
-        self._looking: asyncio.TimerHandle | None = None
+        self._silences = StallWatch[AnswerLeg](_NUM_SILENCE_LOOKS)
+        self._looking: list[asyncio.TimerHandle] = []
         self._legs: set[Leg] = set()
         self._drains: Deadlines[Leg] = Deadlines(drain_limit_s, Leg.abort)
         self._pool: UpstreamPool
@@ -315,7 +321,8 @@ class Wire:
     def attach(self, pool: UpstreamPool) -> None:
         """A pool belongs to a running event loop, so it comes later."""
         self._pool = pool
-        self._look_later()
+        self._look_every(self._stall_limit_s / NUM_LOOKS, self._look_for_stalls)
+        self._look_every(SILENCE_S / _NUM_SILENCE_LOOKS, self._look_for_silence)
 
     def start_answer(
         self,
@@ -390,20 +397,36 @@ class Wire:
             if leg.worker is worker and leg.may_move:
                 leg.break_off(f"it is {worker.health.phase}: {worker.health.reason}")
 
-    def _look_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._looking = loop.call_later(self._stall_limit_s / NUM_LOOKS, self._look_for_stalls)
+    def _look_every(self, interval_s: float, look: Callable[[], None]) -> None:
+        loop, place = asyncio.get_running_loop(), len(self._looking)
+
+        def again() -> None:
+            look()
+            self._looking[place] = loop.call_later(interval_s, again)
+
+        self._looking.append(loop.call_later(interval_s, again))
+
+    def _answers(self) -> Iterator[AnswerLeg]:
+        return (leg for leg in self._legs if isinstance(leg, AnswerLeg))
 
     def _look_for_stalls(self) -> None:
-        for leg in self._stalls.look(leg for leg in self._legs if isinstance(leg, AnswerLeg)):
+        for leg in self._stalls.look(self._answers()):
             if self._ledger.has_another(leg.worker):
                 leg.break_off(f"no event came for {self._stall_limit_s:g} s")
-        self._look_later()
+
+    def _look_for_silence(self) -> None:
+        """One stream may wait for its turn; a worker whose streams all do may be gone."""
+        silent = set(self._silences.look(self._answers()))
+        if silent:
+            moving = {leg.worker for leg in self._silences.last_seen if leg not in silent}
+            for worker in {leg.worker for leg in silent} - moving:
+                if self._ledger.has_another(worker):
+                    self._ledger.note_silence(worker)
 
     def close(self) -> None:
         """No leg outlives this."""
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in self._looking:
+            timer.cancel()
         self._drains.close()
         for leg in list(self._legs):
             leg.abort()
