@@ -121,6 +121,9 @@ KINDS = (
     lambda rng, number: _chat(rng, number, streams=False, n=2),
     lambda rng, number: _text(rng, number, logprobs=1),
     lambda rng, number: _generate(rng, number, streams=False),
+    lambda rng, number: _generate(rng, number, return_logprob=True, top_logprobs_num=2),
+    lambda rng, number: _chat(rng, number, n=2, stop=["."]),
+    lambda rng, number: _text(rng, number, echo=True, logprobs=1),
     lambda rng, number: _chat(rng, number, stream_options={"include_usage": True}),
 )
 

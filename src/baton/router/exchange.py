@@ -36,6 +36,7 @@ from baton.router.logprobs import PromptLogprobs
 from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
 from baton.router.requests import Generation
+from baton.router.sample_marks import SEVERAL, MarkedSamples
 
 _log = EventLog("baton.router")
 
@@ -98,7 +99,7 @@ class Exchange:
         self.generation = generation
         self.request_id = request_id
         self.may_retry = may_retry
-        self.may_resume = may_retry and generation.may_be_resumed
+        self.may_resume = may_retry and generation.may_be_marked
         headers = forwarded_headers(request.headers, request_id)
         if self.may_resume:
             headers[MARKS_HEADER] = "1"
@@ -111,6 +112,7 @@ class Exchange:
         self._started_s = started_s
         self._stream: ResponseStream | None = None
         self._marked: MarkedStream | None = None
+        self._merge: PromptLogprobs | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
         self._num_attempts = 1
@@ -144,6 +146,11 @@ class Exchange:
         if self._expired is not None:
             raise self._expired
 
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prefill's answer is needed; what a stream has begun with serves on."""
+        return self._stream is None and self.generation.wants_prompt_logprobs
+
     async def deliver(
         self, leg: AnswerLeg, merge: PromptLogprobs | None
     ) -> Response | ResponseStream:
@@ -152,7 +159,8 @@ class Exchange:
             waited_s = self._clock.now_s() - self._started_s
             self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
-            return await self._pass_stream(leg, merge)
+            self._merge = merge or self._merge
+            return await self._pass_stream(leg, self._merge)
         if self._stream is not None:
             raise self._wire.failed(LegBroken(leg.worker, "it went on with a stream by no stream"))
         try:
@@ -241,6 +249,8 @@ class Exchange:
 
     def _marked_by(self, leg: AnswerLeg, said: str) -> MarkedStream:
         try:
+            if said.startswith(SEVERAL) or self.generation.repeats_logprobs:
+                return MarkedSamples(said, self.generation.repeats_logprobs)
             return MarkedStream(said)
         except ValueError:
             leg.break_off(f"{MARKS_HEADER} makes no sense: {said[:80]!r}")
@@ -291,8 +301,8 @@ class _Passing:
     def for_client(self, events: bytes) -> bytes:
         """What the client gets of it; a worker whose JSON is odd is hung up on."""
         if self._marked is not None:
-            return self._of_marked(self._marked, events)
-        if self._merge is None:
+            events = self._of_marked(self._marked, events)
+        if self._merge is None or not events:
             return events
         try:
             return self._merge.into_events(events)

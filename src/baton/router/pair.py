@@ -35,7 +35,7 @@ async def serve_on_pair(
 ) -> Response | ResponseStream:
     """One attempt; raises LegFailure. LegRefused means that the client has seen nothing yet."""
     generation, lines, poke = exchange.generation, exchange.header_lines, exchange.poke
-    merges = generation.wants_prompt_logprobs
+    merges = exchange.wants_prompt_logprobs
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
     prefill_leg = wire.start_prefill(prefill, request, generation.route, body, lines, poke, merges)
     decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)

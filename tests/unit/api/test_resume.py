@@ -56,7 +56,7 @@ def test_half_a_character_is_marked_with_the_event_that_shows_it() -> None:
     ("engine", "more", "headers"),
     [
         (FakeEngine(), {}, {}),
-        (FakeEngine(), {"sampling_params": {**SAMPLING, "n": 2}}, MARKS),
+        (FakeEngine(), {"sampling_params": {**SAMPLING, "n": 2}}, {}),
         (FakeEngine(role="prefill"), {"bootstrap_room": 1, "bootstrap_host": "h"}, MARKS),
     ],
 )
@@ -84,9 +84,18 @@ def test_prefill_makes_the_next_token() -> None:
         ({"token_ids": [97, 9999]}, {}, "resume.token_ids", "9999"),
         ({"token_ids": [-1]}, {}, "resume.token_ids", "-1"),
         ({"token_ids": ["a"]}, {}, "resume.token_ids[0]", "int"),
-        ({}, {}, "resume.token_ids", "required"),
+        ({}, {}, "resume", "either token_ids"),
+        ({"token_ids": [97], "samples": []}, {}, "resume", "either token_ids"),
+        ({"samples": [{"index": 1, "token_ids": []}]}, {}, "resume.samples[0].index", "the 1 sam"),
+        (
+            {"samples": [{"token_ids": []}, {"index": 0, "token_ids": []}]},
+            {},
+            "resume.samples[1].index",
+            "at most once",
+        ),
+        ({"samples": [{"token_ids": [9999]}]}, {}, "resume.samples[0].token_ids", "9999"),
         ({"token_ids": [97]}, {"stream": False}, "resume", "stream is false"),
-        ({"token_ids": [97]}, {"return_logprob": True}, "resume", "return_logprob"),
+        ({"samples": []}, {"stream": False}, "resume", "stream is false"),
         (
             {"token_ids": [97]},
             {"sampling_params": {**SAMPLING, "n": 2}},

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -36,6 +37,50 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "text": ("/v1/completions", {"prompt": "x", "echo": True, "max_tokens": 24}),
     "text with logprobs": ("/v1/completions", {"prompt": "x", "logprobs": 2, "max_tokens": 24}),
+    "echo with logprobs": (
+        "/v1/completions",
+        {"prompt": "xyz", "logprobs": 2, "max_tokens": 24, "echo": True},
+    ),
+    "generate with logprobs": (
+        "/generate",
+        {
+            "text": "xyz",
+            "rid": "r",
+            "sampling_params": {**SAMPLING, "stop": "here"},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "top_logprobs_num": 2,
+            "return_text_in_logprobs": True,
+        },
+    ),
+}
+SEVERAL: dict[str, tuple[str, dict[str, Any]]] = {
+    "n": ("/generate", {"text": "x", "rid": "r", "sampling_params": {**SAMPLING, "n": 3}}),
+    "one of them ends early": (
+        "/generate",
+        {
+            "text": ["x", "y", "z"],
+            "rid": ["a", "b", "c"],
+            "sampling_params": [{"max_new_tokens": num, "temperature": 0} for num in (2, 20, 9)],
+            "return_logprob": [True, False, True],
+            "logprob_start_len": 0,
+        },
+    ),
+    "chat": (
+        "/v1/chat/completions",
+        {
+            "messages": [{"role": "user", "content": "x"}],
+            "n": 2,
+            "max_tokens": 20,
+            "seed": 4,
+            "stop": "and",
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    "text": (
+        "/v1/completions",
+        {"prompt": ["x", "yy"], "echo": True, "logprobs": 1, "max_tokens": 12},
+    ),
 }
 _VOLATILE = re.compile(rb'"(e2e_latency|created)":[0-9.e-]+')
 
@@ -177,7 +222,7 @@ def test_wherever_it_is_cut_the_client_gets_the_same_bytes(run: Run, name: str) 
         async with cluster() as both:
             expected = await both.stream(path, body)
             assert b": t " not in expected
-            for cut_after in range(0, 3 * len(expected) // 2, 97):
+            for cut_after in range(0, 3 * len(expected) // 2, max(97, len(expected) // 100)):
                 both.cables.cut_after, both.cables.num_cuts = cut_after, 1
                 assert await both.stream(path, body) == expected, cut_after
             assert both.resumes("resumed") >= 10
@@ -187,6 +232,42 @@ def test_wherever_it_is_cut_the_client_gets_the_same_bytes(run: Run, name: str) 
                 await engine.until_idle()
 
     run(scenario)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_of_several_samples_each_is_the_same_wherever_it_is_cut(run: Run, name: str) -> None:
+    path, body = SEVERAL[name]
+
+    async def scenario() -> None:
+        async with cluster() as both:
+            expected = await both.stream(path, body)
+            for cut_after in range(0, 3 * len(expected) // 2, len(expected) // 20):
+                both.cables.cut_after, both.cables.num_cuts = cut_after, 1
+                got = await both.stream(path, body)
+                assert by_sample(got) == by_sample(expected), cut_after
+            assert both.resumes("resumed") >= 10
+            assert both.resumes("given_up") == 0
+            both.cables.num_cuts = 0
+            for engine in both.engines:
+                await engine.until_idle()
+
+    run(scenario)
+
+
+def by_sample(said: bytes) -> dict[int, list[Any]]:
+    """Events come as their samples come; those of each stay in order. -1: usage, and the end."""
+    found: dict[int, list[Any]] = {}
+    for frame in said.removesuffix(b"\n\n").split(b"\n\n"):
+        payload = frame.removeprefix(b"data: ")
+        event = payload if payload == b"[DONE]" else json.loads(payload)
+        found.setdefault(index_of(event), []).append(event)
+    return found
+
+
+def index_of(event: Any) -> int:
+    if isinstance(event, bytes) or event.get("choices") == []:
+        return -1
+    return int(event["choices"][0]["index"] if "choices" in event else event["index"])
 
 
 def test_it_breaks_again_and_again(run: Run) -> None:
@@ -329,7 +410,7 @@ def test_the_only_worker_goes_on_once_it_has_answered_a_health_check(run: Run) -
 
 @pytest.mark.parametrize(
     ("options", "more"),
-    [({"max_resumes": 0}, {}), ({}, {"return_logprob": True}), ({}, {"resume": None})],
+    [({"max_resumes": 0}, {}), ({}, {"resume": None})],
 )
 def test_streams_that_are_not_resumed(
     run: Run, options: dict[str, Any], more: dict[str, Any]
@@ -344,19 +425,5 @@ def test_streams_that_are_not_resumed(
             assert got.endswith(b"data: [DONE]\n\n")
             assert not any(b"X-Baton-Marks" in asked for asked in both.cables.asked)
             assert both.metrics().count("baton_router_resumes_total{") == 0
-
-    run(scenario)
-
-
-def test_of_several_samples_none_is_marked(run: Run) -> None:
-    """The router cannot see this `n`; the worker does, and says that it does not mark."""
-
-    async def scenario() -> None:
-        async with cluster() as both:
-            body = {"text": "x", "sampling_params": {**SAMPLING, "n": 2}}
-            assert both.cables.num_cuts == 0
-            assert (await both.stream("/generate", body)).endswith(b"data: [DONE]\n\n")
-            both.cables.cut_after, both.cables.num_cuts = 1500, 1
-            assert b"worker_failed" in await both.stream("/generate", body)
 
     run(scenario)
