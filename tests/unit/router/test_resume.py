@@ -12,7 +12,7 @@ import pytest
 
 from baton.router.app import RouterApp
 from baton.router.breaker import BreakerRules
-from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
+from baton.router.config import HealthRules, RouterConfig, WorkerRole, WorkerSpec
 from baton.testing.fake_engine import FakeEngine
 from baton.testing.worker_server import serve_fake_worker
 
@@ -96,10 +96,21 @@ class Cables:
         self.hides_marks = False
         self.hides_streams = False
         self.asked: list[bytes] = []
+        self.num_marks = 0
+        self._passing: dict[int, asyncio.Event] = {}
+
+    def freeze(self, port: int) -> None:
+        """From now on nothing goes to or from this worker, as if it were stopped."""
+        self._passing[port].clear()
+
+    def thaw(self, port: int) -> None:
+        self._passing[port].set()
 
     @contextlib.asynccontextmanager
     async def to(self, port: int) -> AsyncIterator[int]:
         running: set[asyncio.Task[None]] = set()
+        self._passing[port] = asyncio.Event()
+        self._passing[port].set()
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.current_task()
@@ -128,8 +139,8 @@ class Cables:
     ) -> None:
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
         both = [
-            asyncio.create_task(self._ask(reader, to_writer)),
-            asyncio.create_task(self._answer(to_reader, writer)),
+            asyncio.create_task(self._ask(reader, to_writer, self._passing[port])),
+            asyncio.create_task(self._answer(to_reader, writer, self._passing[port])),
         ]
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -139,14 +150,20 @@ class Cables:
             to_writer.transport.abort()
             await asyncio.gather(*both, return_exceptions=True)
 
-    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _ask(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: asyncio.Event
+    ) -> None:
         while chunk := await reader.read(65536):
+            await passing.wait()
             self.asked.append(chunk)
             writer.write(chunk)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passing: asyncio.Event
+    ) -> None:
         left: int | None = None
         while chunk := await reader.read(65536):
+            await passing.wait()
             start = chunk.find(b"\r\n\r\n")
             if left is None and b"text/event-stream" in chunk and self.num_cuts > 0:
                 self.num_cuts -= 1
@@ -161,16 +178,24 @@ class Cables:
                 return
             left = None if left is None else left - len(chunk)
             writer.write(chunk)
+            self.num_marks += chunk.count(b"\n: t ")
 
 
 class Cluster:
     def __init__(
-        self, app: RouterApp, url: str, cables: Cables, engines: list[FakeEngine], session: Any
+        self,
+        app: RouterApp,
+        url: str,
+        cables: Cables,
+        engines: list[FakeEngine],
+        ports: list[int],
+        session: Any,
     ):
         self.fleet = app.fleet
         self.url = url
         self.cables = cables
         self.engines = engines
+        self.ports = ports
         self.session: aiohttp.ClientSession = session
 
     async def stream(self, path: str, body: dict[str, Any]) -> bytes:
@@ -201,9 +226,11 @@ async def cluster(num_workers: int = 2, **options: Any) -> AsyncIterator[Cluster
     """Unified workers behind cables that can be cut."""
     cables, engines = Cables(), [FakeEngine(tokens=TOKENS) for _ in range(num_workers)]
     async with contextlib.AsyncExitStack() as stack:
-        specs = []
+        specs: list[WorkerSpec] = []
+        ports: list[int] = []
         for engine in engines:
             worker = await stack.enter_async_context(serve_fake_worker(engine))
+            ports.append(worker.port)
             port = await stack.enter_async_context(cables.to(worker.port))
             specs.append(WorkerSpec(f"http://127.0.0.1:{port}", WorkerRole.REGULAR))
         options = {"health": FAST_PROBES, "breaker": BreakerRules(is_enabled=False)} | options
@@ -211,7 +238,7 @@ async def cluster(num_workers: int = 2, **options: Any) -> AsyncIterator[Cluster
         url = await stack.enter_async_context(serving(app))
         session = await stack.enter_async_context(aiohttp.ClientSession())
         await app.fleet.until(lambda pool: all(worker.is_healthy for worker in pool))
-        yield Cluster(app, url, cables, engines, session)
+        yield Cluster(app, url, cables, engines, ports, session)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -345,6 +372,84 @@ def test_a_worker_that_stops_answering_is_given_up(run: Run) -> None:
                     engine.resume()
             assert await asking == expected
             await first.until_idle()
+
+    run(scenario)
+
+
+async def halted(
+    both: Cluster, path: str, body: dict[str, Any]
+) -> tuple[asyncio.Task[bytes], int, int]:
+    """A stream of which the router has five tokens, and no more come; which engine has it, and
+    which one has not."""
+    for engine in both.engines:
+        engine.pause_after = 5
+    num_marks = both.cables.num_marks + 5
+    asking = asyncio.create_task(both.stream(path, body))
+    await until(lambda: any(engine.running_ids for engine in both.engines))
+    (first,) = [n for n, engine in enumerate(both.engines) if engine.running_ids]
+    await until(lambda: both.cables.num_marks == num_marks or asking.done())
+    assert not asking.done()
+    return asking, first, 1 - first
+
+
+def test_a_worker_that_is_stopped_is_noticed_by_its_silence(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its regular health check has much time left."""
+    monkeypatch.setattr("baton.router.legs.SILENCE_S", 0.2)
+    monkeypatch.setattr("baton.router.health.QUICK_S", 0.2)
+    path, body = REQUESTS["generate"]
+
+    async def scenario() -> None:
+        async with cluster(health=HealthRules(interval_s=0.05, timeout_s=60.0)) as both:
+            expected = await both.stream(path, body)
+            asking, first, other = await halted(both, path, body)
+            both.cables.freeze(both.ports[first])
+            both.engines[other].resume()
+            assert await asking == expected
+            (lost,) = [worker for worker in both.fleet.pool if not worker.is_healthy]
+            assert "none of its streams moves" in lost.health.reason
+            both.cables.thaw(both.ports[first])
+            await both.fleet.until(lambda pool: all(worker.is_healthy for worker in pool))
+
+    run(scenario)
+
+
+def test_a_worker_that_answers_may_be_silent(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baton.router.legs.SILENCE_S", 0.02)
+    path, body = REQUESTS["generate"]
+
+    async def scenario() -> None:
+        async with cluster() as both:
+            expected = await both.stream(path, body)
+            asking, _, _ = await halted(both, path, body)
+            await asyncio.sleep(0.3)  # many looks: none may do anything
+            assert all(worker.is_healthy for worker in both.fleet.pool)
+            for engine in both.engines:
+                engine.resume()
+            assert await asking == expected
+            assert both.resumes("resumed") == 0
+
+    run(scenario)
+
+
+def test_a_stream_of_a_lost_worker_moves_when_another_one_comes(run: Run) -> None:
+    path, body = REQUESTS["generate"]
+
+    async def scenario() -> None:
+        health = HealthRules(interval_s=0.05, timeout_s=0.2)
+        async with cluster(health=health) as both:
+            expected = await both.stream(path, body)
+            asking, first, other = await halted(both, path, body)
+            both.cables.freeze(both.ports[other])
+            await both.fleet.until(lambda pool: sum(worker.is_healthy for worker in pool) == 1)
+            both.cables.freeze(both.ports[first])
+            await both.fleet.until(lambda pool: not any(worker.is_healthy for worker in pool))
+            assert not asking.done()
+            both.engines[other].resume()
+            both.cables.thaw(both.ports[other])
+            assert await asking == expected
+            both.cables.thaw(both.ports[first])
 
     run(scenario)
 
