@@ -48,13 +48,10 @@ async def serve_on_pair(
             fleet.note_first_byte(decode_leg.visit)
         merge = _prompt_logprobs(exchange, wire, prefill_leg) if merges else None
         response = await exchange.deliver(decode_leg, merge)
-    except LegRejected as failure:
+    except BaseException as error:
         prefill_leg.abort()
-        if failure.worker is decode:
-            failure.suspects = (decode, prefill)
-        raise
-    except BaseException:
-        prefill_leg.abort()
+        if isinstance(error, LegRejected) and error.worker is decode and not decode_leg.has_answer:
+            error.suspects = (decode, prefill)
         raise
     finally:
         decode_leg.abort()
