@@ -83,7 +83,16 @@ TEXT = {
     "logprobs": 1,
     "repetition_penalty": 1.2,
 }
+LOGPROBS = {
+    "input_ids": PROMPT,
+    "rid": "r",
+    "sampling_params": SEEDED,
+    "return_logprob": True,
+    "logprob_start_len": 30,
+    "top_logprobs_num": 2,
+}
 REQUESTS = {
+    "logprobs": ("/generate", LOGPROBS),
     "greedy": ("/generate", {"input_ids": PROMPT, "rid": "r", "sampling_params": GREEDY}),
     "seeded": ("/generate", {"input_ids": PROMPT, "rid": "r", "sampling_params": SEEDED}),
     "chat": ("/v1/chat/completions", CHAT),

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from baton.api.resumption import seen_of_samples
 from baton.api.schemas_openai import BootstrapFields, PerPrompt, PerPromptText
 from baton.api.spec import GenerationSpec, Pairing, PromptSpec, Sample
 from baton.core.errors import RequestError
@@ -42,39 +43,47 @@ class Limits:
 
 
 def admit(
-    spec: GenerationSpec, limits: Limits, base_id: str, draw_seed: Callable[[], int]
+    spec: GenerationSpec,
+    limits: Limits,
+    base_id: str,
+    draw_seed: Callable[[], int],
+    id_suffix: str = "",
 ) -> list[Sample]:
-    """Every sample of a request, in order. Raises RequestError if any of them can never run."""
+    """Every sample of a request, in order. Raises RequestError if any of them can never run.
+    `id_suffix`: what the engine's names for them have beyond the client's."""
     num_samples = _count_samples(spec, limits)
     ids = _request_ids(spec, base_id, num_samples)
+    shown_base_id = spec.resume.id if spec.resume else None
+    shown_ids = ids if shown_base_id is None else _request_ids(spec, shown_base_id, num_samples)
     pairings = _pairings(spec, limits.role, num_samples)
-    drawn_seed = draw_seed()
-    resumed = _resumed_token_ids(spec, limits, num_samples)
+    seen_of = seen_of_samples(spec, num_samples, limits.vocab_size)
+    base_seed = _base_seed(spec, pairings[0], draw_seed)
     samples: list[Sample] = []
     for prompt_index, prompt in enumerate(spec.prompts):
-        sampling = _sampling(prompt, limits, spec, len(resumed))
+        unseen = _sampling(prompt, limits, spec, 0)
         for choice in range(prompt.n):
             index = len(samples)
-            pairing = pairings[index]
-            if prompt.seed is not None:
-                seed = prompt.seed + choice
-            elif spec.resume is not None and spec.resume.seed is not None:
-                seed = spec.resume.seed
-            else:
-                seed = (pairing.room if pairing else drawn_seed) + index
+            pairing, seen = pairings[index], seen_of.get(index)
+            resumed = seen.token_ids if seen else []
+            is_running = seen is not None and not seen.is_done
+            sampling = _sampling(prompt, limits, spec, len(resumed)) if is_running else unseen
+            seed = base_seed + index if prompt.seed is None else prompt.seed + choice
+            start = None if seen else _prompt_logprobs_start(prompt, limits.role, pairing)
             samples.append(
                 Sample(
                     index=index,
                     prompt_index=prompt_index,
+                    shown_id=shown_ids[index],
+                    seen=seen,
                     request=EngineRequest(
-                        request_id=ids[index],
+                        request_id=f"{ids[index]}{id_suffix}",
                         prompt_token_ids=[*prompt.token_ids, *resumed]
                         if resumed
                         else prompt.token_ids,
                         num_resumed_tokens=len(resumed),
                         sampling=msgspec.structs.replace(sampling, seed=seed & MAX_SEED),
                         priority=spec.priority,
-                        prompt_logprobs_start=_prompt_logprobs_start(prompt, limits.role, pairing),
+                        prompt_logprobs_start=start,
                         cache_salt=prompt.cache_salt,
                         handover=Handover(room=pairing.room, sample_index=index)
                         if pairing
@@ -92,6 +101,14 @@ def admit(
     return samples
 
 
+def _base_seed(spec: GenerationSpec, pairing: Pairing | None, draw_seed: Callable[[], int]) -> int:
+    """Of samples without a seed of their own: sample i draws with this plus i, on both legs and on
+    whoever goes on."""
+    if spec.resume is not None and spec.resume.seed is not None:
+        return spec.resume.seed
+    return pairing.room if pairing else draw_seed()
+
+
 def _count_samples(spec: GenerationSpec, limits: Limits) -> int:
     name = spec.field_names.get("n", "n")
     for prompt in spec.prompts:
@@ -107,30 +124,6 @@ def _count_samples(spec: GenerationSpec, limits: Limits) -> int:
             param=name,
         )
     return count
-
-
-def _resumed_token_ids(spec: GenerationSpec, limits: Limits, num_samples: int) -> list[int]:
-    if spec.resume is None:
-        return []
-    token_ids = spec.resume.token_ids
-    if num_samples != 1 or not spec.stream:
-        raise RequestError(
-            f"resume goes on with a stream of one sample; this request has {num_samples} and "
-            f"stream is {str(spec.stream).lower()}",
-            param="resume",
-        )
-    if spec.prompts[0].prompt_logprobs_start is not None:
-        raise RequestError(
-            "resume cannot be joined with logprobs of the prompt; leave one of them out",
-            param="resume",
-        )
-    wrong = [token_id for token_id in token_ids if not 0 <= token_id < limits.vocab_size]
-    if wrong:
-        raise RequestError(
-            f"resume.token_ids has token id {wrong[0]}; ids go from 0 to {limits.vocab_size - 1}",
-            param="resume.token_ids",
-        )
-    return token_ids
 
 
 def _sampling(

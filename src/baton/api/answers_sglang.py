@@ -40,8 +40,7 @@ class Generated(msgspec.Struct, kw_only=True):
 
 class SglangAnswer:
     """`is_list`: the client sent a list or asked for n > 1, so it gets a list, and events carry
-    an index. `num_top_logprobs` per prompt, None where logprobs were not asked for. `shown_id`: of
-    a stream that is resumed."""
+    an index. `num_top_logprobs` per prompt, None where logprobs were not asked for."""
 
     def __init__(
         self,
@@ -51,14 +50,12 @@ class SglangAnswer:
         num_top_logprobs: Sequence[int | None],
         text_in_logprobs: bool,
         elapsed_s: Callable[[], float],
-        shown_id: str | None = None,
     ):
         self._tokenizer = tokenizer
         self._is_list = is_list
         self._num_top = num_top_logprobs
         self._text_in_logprobs = text_in_logprobs
         self._elapsed_s = elapsed_s
-        self._shown_id = shown_id
 
     def whole(self, outcomes: Sequence[Outcome]) -> bytes:
         generated = [self._generated(outcome) for outcome in outcomes]
@@ -75,7 +72,7 @@ class SglangAnswer:
 
     def _generated(self, outcome: Outcome) -> Generated:
         meta = MetaInfo(
-            id=self._shown_id or outcome.sample.request.request_id,
+            id=outcome.sample.shown_id,
             finish_reason=_finish_reason(outcome),
             prompt_tokens=outcome.num_prompt_tokens,
             completion_tokens=outcome.num_new_tokens,

@@ -62,12 +62,6 @@ def generate_spec(
     for index, (field, token_ids) in enumerate(inputs):
         sampling = _sampling_of(body, index, count)
         num_top = num_top_logprobs_of(body, index, count)
-        if num_top is not None and body.resume is not None:
-            raise RequestError(
-                "resume cannot repeat the logprobs of tokens made elsewhere; leave return_logprob "
-                "out",
-                param="resume",
-            )
         prompts.append(
             PromptSpec(
                 field=field,
@@ -98,6 +92,7 @@ def generate_spec(
         rid=body.rid,
         bootstrap=body,
         resume=body.resume,
+        repeats_logprobs=True,
         # SGLang runs higher values first, the engine lower ones.
         priority=-(body.priority or 0),
         field_names=_FIELD_NAMES,

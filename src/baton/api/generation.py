@@ -17,13 +17,14 @@ from baton.api.admission import admit
 from baton.api.answers import Answer
 from baton.api.errors import CLIENT_CLOSED, GenerationFailed, describe, is_expected
 from baton.api.fan_out import Stream, merge
+from baton.api.marks import MARKS_HEADER, Marks
 from baton.api.outcome import Outcome, TokenCounts, count_tokens
 from baton.api.pairing import attach_peers
-from baton.api.request_id import REQUEST_ID, engine_base_id
+from baton.api.request_id import REQUEST_ID, attempt_suffix, engine_base_id
 from baton.api.running import Claim
-from baton.api.sample_stream import Piece, Stopwatch, stream_sample
-from baton.api.spec import GenerationSpec, Sample
-from baton.api.sse import DONE, MARKS_HEADER, EventStream
+from baton.api.sample_stream import Stopwatch, stream_sample
+from baton.api.spec import GenerationSpec
+from baton.api.sse import DONE, EventStream
 from baton.api.state import Service
 from baton.obs.logs import event_log
 
@@ -44,8 +45,10 @@ async def generate(
     engine = service.live_engine()
     state = service.state
     base_id = spec.rid if isinstance(spec.rid, str) else engine_base_id(request)
-    samples = admit(spec, service.limits, base_id, service.draw_seed)
-    with service.running.claim(base_id, [s.request.request_id for s in samples]) as claim:
+    suffix = attempt_suffix(request)
+    samples = admit(spec, service.limits, base_id, service.draw_seed, suffix)
+    ids = [sample.request.request_id.removesuffix(suffix) for sample in samples]
+    with service.running.claim(base_id, ids, suffix) as claim:
         stopwatches = [Stopwatch(service.metrics, state.clock) for _ in samples]
         samples = await attach_peers(samples, state.role, state.resolve_prefill)
         _stop_if_aborted(claim)
@@ -58,7 +61,10 @@ async def generate(
         outcomes = [Outcome(sample) for sample in samples]
         try:
             if spec.stream:
-                marks = _Marks(samples, created) if _are_wanted(request, service, samples) else None
+                marks = None
+                if _are_marks_wanted(request, service):
+                    shown_id = (spec.resume.id if spec.resume else None) or base_id
+                    marks = Marks(spec, samples, created, shown_id)
                 return await _answer_with_events(request, pieces, outcomes, answer, marks)
             return await _answer_at_once(pieces, outcomes, answer)
         finally:
@@ -70,26 +76,8 @@ def _stop_if_aborted(claim: Claim) -> None:
         raise GenerationFailed("the request was aborted", CLIENT_CLOSED, "aborted")
 
 
-class _Marks:
-    """Which tokens the events of a stream's one sample have brought it to. The last piece gets no
-    mark: [DONE] is its own, and where a stream breaks between the two, that piece is made again."""
-
-    def __init__(self, samples: Sequence[Sample], created: int):
-        request = samples[0].request
-        self.header = f"{request.sampling.seed} {created} {request.request_id}"
-        self._unmarked: list[int] = []
-
-    def behind(self, piece: Piece, events: Sequence[bytes]) -> Sequence[int]:
-        self._unmarked += piece.token_ids
-        if not events or piece.finish is not None:
-            return ()
-        marked, self._unmarked = self._unmarked, []
-        return marked
-
-
-def _are_wanted(request: web.Request, service: Service, samples: Sequence[Sample]) -> bool:
-    is_asked = MARKS_HEADER in request.headers
-    return is_asked and len(samples) == 1 and service.state.role != "prefill"
+def _are_marks_wanted(request: web.Request, service: Service) -> bool:
+    return MARKS_HEADER in request.headers and service.state.role != "prefill"
 
 
 async def _answer_at_once(
@@ -106,7 +94,7 @@ async def _answer_with_events(
     pieces: Stream,
     outcomes: Sequence[Outcome],
     answer: Answer,
-    marks: "_Marks | None",
+    marks: Marks | None,
 ) -> web.StreamResponse:
     events = EventStream(request)
     if marks is not None:
@@ -119,7 +107,7 @@ async def _answer_with_events(
                 shown = answer.events(piece, outcome)
                 if piece.is_replayed:
                     continue
-                await events.send(shown, marks.behind(piece, shown) if marks else ())
+                await events.send(shown, marks.behind(piece, shown) if marks else b"")
         await events.send([*answer.last_events(outcomes), DONE])
     except (ConnectionError, asyncio.CancelledError):
         raise

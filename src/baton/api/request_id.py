@@ -3,6 +3,7 @@
 Invariant: every answer carries its id; the engine's ids are made from it when the body has no rid.
 """
 
+import re
 import secrets
 from typing import Final
 
@@ -11,6 +12,9 @@ from aiohttp import web
 from baton.core.request import is_sane_request_id
 
 HEADER: Final = "X-Request-ID"
+ATTEMPT_HEADER: Final = "X-Baton-Attempt"
+"""A router's second, third … attempt at one request, after workers failed it."""
+_ATTEMPT: Final = re.compile(r"[0-9]{1,4}")
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 
@@ -28,3 +32,10 @@ def engine_base_id(request: web.Request) -> str:
     if request.headers.get(HEADER) == request_id:
         return f"{request_id}.{secrets.token_hex(4)}"
     return request_id
+
+
+def attempt_suffix(request: web.Request) -> str:
+    """What sets the ids of a later attempt apart: a worker that the router has given up, or hung up
+    on this moment, may still be at an earlier one of the same `rid`."""
+    attempt = request.headers.get(ATTEMPT_HEADER, "")
+    return f"~{attempt}" if _ATTEMPT.fullmatch(attempt) else ""

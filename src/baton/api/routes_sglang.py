@@ -37,7 +37,6 @@ async def native_generate(request: web.Request) -> web.StreamResponse:
         num_top_logprobs=[prompt.sampling.num_top_logprobs for prompt in spec.prompts],
         text_in_logprobs=bool(body.return_text_in_logprobs),
         elapsed_s=lambda: state.clock.now_s() - start_s,
-        shown_id=body.resume.id if body.resume else None,
     )
     return await generate(request, service, spec, answer)
 

@@ -12,11 +12,19 @@ from baton.core.errors import RequestError
 
 @dataclass
 class Claim:
-    """The ids of one HTTP request. `is_aborted` is read before its samples go to the engine."""
+    """The ids of one HTTP request. `suffix`: all of them are held with it, so that a later attempt
+    at a request never meets what is left of an earlier one. `is_aborted` is read before its samples
+    go to the engine."""
 
     base_id: str
     sample_ids: list[str]
+    suffix: str = ""
     is_aborted: bool = False
+
+    @property
+    def keys(self) -> list[str]:
+        ids = dict.fromkeys((self.base_id, *self.sample_ids))
+        return [f"{id_}{self.suffix}" for id_ in ids]
 
 
 class RunningRequests:
@@ -33,9 +41,10 @@ class RunningRequests:
         return len({id(claim) for claim in self._by_id.values()})
 
     @contextmanager
-    def claim(self, base_id: str, sample_ids: list[str]) -> Iterator[Claim]:
+    def claim(self, base_id: str, sample_ids: list[str], suffix: str = "") -> Iterator[Claim]:
         """Hold these ids for the duration. Raises RequestError if one of them runs already."""
-        keys = dict.fromkeys([base_id, *sample_ids])
+        claim = Claim(base_id, sample_ids, suffix)
+        keys = claim.keys
         for key in keys:
             if key in self._by_id:
                 raise RequestError(
@@ -43,7 +52,6 @@ class RunningRequests:
                     param="rid",
                     code="duplicate_rid",
                 )
-        claim = Claim(base_id, sample_ids)
         self._by_id.update(dict.fromkeys(keys, claim))
         try:
             yield claim
@@ -52,17 +60,20 @@ class RunningRequests:
                 del self._by_id[key]
 
     def abort(self, request_id: str, abort_sample: Callable[[str], bool]) -> int:
-        """End a whole request, or one sample of it. Returns how many samples were running."""
-        claim = self._by_id.get(request_id)
-        if claim is None:
-            return 0
-        if request_id == claim.base_id:
-            targets = claim.sample_ids
-            claim.is_aborted = True
-        else:
-            targets = [request_id]
-            claim.is_aborted = len(claim.sample_ids) == 1
-        return sum(abort_sample(sample_id) for sample_id in targets)
+        """End a whole request, or one sample of it, in every attempt. Returns how many samples
+        were running."""
+        num_aborted = 0
+        for claim in {id(claim): claim for claim in self._by_id.values()}.values():
+            if request_id == claim.base_id:
+                targets = claim.sample_ids
+                claim.is_aborted = True
+            elif request_id in claim.sample_ids:
+                targets = [request_id]
+                claim.is_aborted = len(claim.sample_ids) == 1
+            else:
+                continue
+            num_aborted += sum(abort_sample(f"{id_}{claim.suffix}") for id_ in targets)
+        return num_aborted
 
     def abort_all(self) -> None:
         """Mark every request, so that those not yet in the engine do not reach it."""

@@ -5,14 +5,14 @@ aborts the sample in the engine.
 Elsewhere: several samples of one request (fan_out.py).
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
 from baton.api.engine_client import EngineClient
 from baton.api.errors import CLIENT_CLOSED, GenerationFailed
-from baton.api.spec import Sample
+from baton.api.spec import Sample, Seen
 from baton.api.text import SampleText
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
@@ -85,8 +85,12 @@ async def stream_sample(
     )
     is_over = False
     try:
-        if request.num_resumed_tokens:
-            yield _replayed(sample, text)
+        if sample.seen is not None:
+            yield _replayed(sample, sample.seen, text)
+            if sample.seen.is_done:
+                is_over = True
+                stopwatch.finished()
+                return
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.token_ids:
@@ -110,25 +114,33 @@ async def stream_sample(
             stopwatch.aborted()
 
 
-def _replayed(sample: Sample, text: SampleText) -> Piece:
-    """Brings text and counts to where the stream broke off. Logprobs are there for their tokens
-    only: they move offsets on."""
-    request = sample.request
-    token_ids = request.resumed_token_ids
+def _replayed(sample: Sample, seen: Seen, text: SampleText) -> Piece:
+    """Brings text and counts to where the stream broke off. Logprobs that no event repeats are
+    there for their tokens only: they move offsets on."""
+    token_ids = seen.token_ids
+    logprobs = seen.logprobs
+    if logprobs is None:
+        with_logprobs = sample.request.sampling.num_top_logprobs is not None
+        logprobs = [TokenLogprob(token_id, 0.0) for token_id in token_ids] if with_logprobs else []
+    return Piece(
+        index=sample.index,
+        text="" if seen.is_done else _replayed_text(token_ids, text),
+        token_ids=token_ids,
+        logprobs=logprobs,
+        prompt_logprobs=seen.prompt_logprobs,
+        finish=SampleFinish(reason="stop") if seen.is_done else None,
+        is_replayed=True,
+    )
+
+
+def _replayed_text(token_ids: Sequence[int], text: SampleText) -> str:
     step = text.push(token_ids)
     if step.matched is not None:
         raise RequestError(
             f"resume.token_ids contain the stop string {step.matched!r}; the stream had ended",
             param="resume.token_ids",
         )
-    with_logprobs = request.sampling.num_top_logprobs is not None
-    return Piece(
-        index=sample.index,
-        text=step.text,
-        token_ids=token_ids,
-        logprobs=[TokenLogprob(token_id, 0.0) for token_id in token_ids] if with_logprobs else [],
-        is_replayed=True,
-    )
+    return step.text
 
 
 def _piece(sample: Sample, text: SampleText, output: TokenOutput) -> Piece:

@@ -14,11 +14,34 @@ PerPromptText = str | list[str | None] | None
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
 
 
+SeenLogprob = tuple[float | None, int, str | None]
+
+
+class SeenLogprobs(msgspec.Struct, kw_only=True):
+    """What the events of /generate repeat, in its own names and shapes."""
+
+    input_token_logprobs: list[SeenLogprob] = []
+    output_token_logprobs: list[SeenLogprob] = []
+    input_top_logprobs: list[list[SeenLogprob] | None] = []
+    output_top_logprobs: list[list[SeenLogprob] | None] = []
+
+
+class ResumedSample(msgspec.Struct, kw_only=True):
+    """What the client has of one sample; `is_done`: all of it."""
+
+    index: int = 0
+    token_ids: list[int]
+    is_done: bool = False
+    logprobs: SeenLogprobs | None = None
+
+
 class Resume(msgspec.Struct, kw_only=True):
     """Baton's router to its workers: the client has these output tokens already, so only what
-    follows is sent. `seed`, `created` and `id` are those of the stream that broke off."""
+    follows is sent. `token_ids` where there is one sample, else `samples`, of which those that are
+    missing have not begun. `seed`, `created` and `id` are those of the stream that broke off."""
 
-    token_ids: list[int]
+    token_ids: list[int] | None = None
+    samples: list[ResumedSample] | None = None
     seed: int | None = None
     created: int | None = None
     id: str | None = None

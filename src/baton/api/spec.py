@@ -13,6 +13,7 @@ from baton.api.schemas_sglang import SglangSampling
 from baton.core.errors import RequestError
 from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
+from baton.messages.engine import TokenLogprob
 
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_CHARS = 1024
@@ -46,13 +47,15 @@ class PromptSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationSpec:
-    """All prompts of one HTTP request. `field_names` maps SamplingParams' names to the client's."""
+    """All prompts of one HTTP request. `field_names` maps SamplingParams' names to the client's.
+    `repeats_logprobs`: each event of a stream has those of all tokens so far."""
 
     prompts: list[PromptSpec]
     stream: bool = False
     rid: str | list[str] | None = None
     bootstrap: BootstrapFields = field(default_factory=BootstrapFields)
     resume: Resume | None = None
+    repeats_logprobs: bool = False
     priority: int = 0
     field_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,9 +71,22 @@ class Pairing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a client has of a sample that another worker began. `logprobs` are None where events do
+    not repeat them."""
+
+    token_ids: list[int]
+    is_done: bool = False
+    prompt_logprobs: list[TokenLogprob] | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """One sequence to run: the engine's request and what to do with its text.
 
+    `seen`: what the client has of it already, from another worker.
+    `shown_id`: its name for the client; the engine's is another one in a later attempt.
     `pairing` is None on a unified worker and for probes. `discard_output`: the client asked for no
     new token at all, so the one that the engine makes is not shown.
     """
@@ -78,6 +94,8 @@ class Sample:
     index: int
     prompt_index: int
     request: EngineRequest
+    shown_id: str = ""
+    seen: "Seen | None" = None
     stops: tuple[str, ...] = ()
     keep_stop: bool = False
     skip_special_tokens: bool = True

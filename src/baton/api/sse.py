@@ -2,7 +2,7 @@
 
 Invariant: nothing goes out before the first event, so a request that fails before it can still
 answer with its own HTTP status.
-Elsewhere: what a router does with marks (router/marks.py).
+Elsewhere: marks between events (marks.py).
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,6 @@ from typing import Final
 from aiohttp import web
 
 DONE: Final = b"[DONE]"
-MARKS_HEADER: Final = "X-Baton-Marks"
-"""A router asks for marks with it; the answer has what `resume` needs beside the token ids: seed,
-time of creation, id."""
 
 
 class EventStream:
@@ -33,18 +30,15 @@ class EventStream:
     def has_started(self) -> bool:
         return self.response.prepared
 
-    async def send(self, events: Sequence[bytes], marked_ids: Sequence[int] = ()) -> None:
-        """Write events with one write. Raises ConnectionError when the client is gone.
-        `marked_ids`: a comment behind them says which output tokens they have brought the stream
-        to."""
+    async def send(self, events: Sequence[bytes], mark: bytes = b"") -> None:
+        """Write events, and the comment behind them, with one write. Raises ConnectionError when
+        the client is gone."""
         if not events:
             return
         if not self.response.prepared:
             await self.response.prepare(self._request)
         written = b"".join(b"data: " + event + b"\n\n" for event in events)
-        if marked_ids:
-            written += b": t %b\n\n" % b" ".join(b"%d" % token_id for token_id in marked_ids)
-        await self.response.write(written)
+        await self.response.write(written + mark)
 
     async def finish(self) -> None:
         await self.response.write_eof()

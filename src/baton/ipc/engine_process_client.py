@@ -6,11 +6,14 @@ Elsewhere: starting the process (launch/), the engine's end (ipc/engine_socket.p
 """
 
 import asyncio
+import contextlib
 import itertools
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from typing import cast
+
+import psutil
 
 from baton.core.errors import BatonError, EngineDead
 from baton.core.request import EngineRequest, Finish, FinishReason
@@ -33,6 +36,9 @@ from baton.messages.engine import (
 
 STALL_S = 60.0
 """A loop turn of the engine that takes longer counts as a hang: far above any step on a CPU."""
+
+QUIET_S = 1.5
+"""An idle engine says something every second; one that is quiet for longer is busy, or stopped."""
 
 
 class EngineProcessClient(asyncio.Protocol):
@@ -75,7 +81,13 @@ class EngineProcessClient(asyncio.Protocol):
 
     @property
     def is_alive(self) -> bool:
-        return not self._death and self._clock() - self._heard_s < STALL_S
+        if self._death or self._quiet_s >= STALL_S:
+            return False
+        return self._quiet_s < QUIET_S or not self._ready.done() or not _is_stopped(self.ready.pid)
+
+    @property
+    def _quiet_s(self) -> float:
+        return self._clock() - self._heard_s
 
     @property
     def death(self) -> str:
@@ -200,3 +212,10 @@ class EngineProcessClient(asyncio.Protocol):
     def _dead_output(request_id: str, reason: str) -> TokenOutput:
         finish = Finish(reason=FinishReason.ERROR, message=reason, status=503)
         return TokenOutput(request_id=request_id, finish=finish)
+
+
+def _is_stopped(pid: int) -> bool:
+    """By a signal or a debugger: the kernel knows, so that a busy engine is never taken for one."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False

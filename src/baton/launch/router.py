@@ -340,7 +340,7 @@ def _add_limits(group: Any) -> None:
         type=int,
         default=_default("max_resumes"),
         metavar="N",
-        help="how often a stream whose worker died goes on at another one (default: %(default)s)",
+        help="how often a request whose worker died goes on at another one (default: %(default)s)",
     )
     group.add_argument(
         "--resume-stall-secs",
@@ -351,9 +351,17 @@ def _add_limits(group: Any) -> None:
         "(default: %(default)g)",
     )
     group.add_argument(
+        "--resume-wait-secs",
+        type=float,
+        default=_default("resume_wait_s"),
+        metavar="SECONDS",
+        help="how long a request whose worker died waits for one if there is nobody else; 0: not "
+        "at all (default: %(default)g)",
+    )
+    group.add_argument(
         "--disable-resume",
         action="store_true",
-        help="a stream whose worker died ends with an error",
+        help="a request whose worker died ends with an error",
     )
     group.add_argument(
         "--shutdown-grace-period-secs",
@@ -426,6 +434,7 @@ def config_from(
         worker_startup_timeout_s=args.worker_startup_timeout_secs,
         shutdown_grace_s=args.shutdown_grace_period_secs,
         resume_stall_s=args.resume_stall_secs,
+        resume_wait_s=args.resume_wait_secs,
         max_resumes=0 if args.disable_resume else args.max_resumes,
         health=HealthRules(
             interval_s=args.health_check_interval_secs,

@@ -1,16 +1,16 @@
 """From a request to the workers that serve it, and on to others where that is safe.
 
 Another attempt is made when a connection was refused: nothing was sent to that worker, and the
-other leg, if any, was cancelled before the client saw a byte. And when a stream broke that another
-worker can go on with (exchange.py says which).
-Elsewhere: whose turn it is (admission.py), choosing workers (placement.py), one attempt (pair.py
-for two workers, here for one).
+other leg, if any, was cancelled before the client saw a byte. And when workers failed of whose
+answer the client saw nothing, or a stream that another worker can go on with (exchange.py says
+which). Then, if nobody is left, a worker is waited for.
+Elsewhere: whose turn it is (admission.py), choosing workers (placement.py), who may try again
+(setbacks.py), one attempt (pair.py for two workers, here for one).
 """
 
-from collections.abc import Collection
-
+from baton.obs.logs import EventLog
 from baton.router.config import RouterConfig, WorkerRole
-from baton.router.errors import LegFailure, LegRefused, LegRegrouped, NoWorker
+from baton.router.errors import LegFailure, LegRefused, NoWorker
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
 from baton.router.http.messages import Response
@@ -19,7 +19,10 @@ from baton.router.legs import Wire
 from baton.router.pair import serve_on_pair
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.prompt_shape import shape_of, standing_of
+from baton.router.setbacks import Setbacks
 from baton.router.workers import Worker
+
+_log = EventLog("baton.router")
 
 
 class Dispatcher:
@@ -59,30 +62,54 @@ class Dispatcher:
     async def _serve_now(
         self, exchange: Exchange, request: RoutedRequest
     ) -> Response | ResponseStream:
-        """On as many workers, one after another, as its stream breaks on."""
-        tried: set[str] = set()
-        broken: LegFailure | None = None
-        for _ in range(1 + self._config.max_resumes):
+        """On as many workers, one after another, as fail it."""
+        try:
+            return await self._serve_once(exchange, request, None)
+        except LegFailure as failure:
+            if not exchange.can_resume_after(failure):
+                raise
+            broken = failure
+        return await self._serve_on(exchange, request, broken)
+
+    async def _serve_on(
+        self, exchange: Exchange, request: RoutedRequest, broken: LegFailure
+    ) -> Response | ResponseStream:
+        """On others, after the first failure."""
+        setbacks = Setbacks()
+        for _ in range(self._config.max_resumes):
+            for worker in broken.suspects:
+                setbacks.note(worker)
+            exchange.resume()
             try:
-                return await self._serve_once(exchange, request, tried)
-            except NoWorker as nobody:
-                if broken is None:
-                    raise nobody
+                await self._until_somebody_is_there(exchange, setbacks)
+                return await self._serve_once(exchange, request, setbacks)
+            except NoWorker:
                 break
             except LegFailure as failure:
-                if not exchange.can_resume_after(failure):
+                if not exchange.can_resume_after(failure, is_first=False):
                     raise
                 broken = failure
-                tried = set() if isinstance(failure, LegRegrouped) else {failure.worker.id}
-                exchange.resume()
-        assert broken is not None, "the first attempt is always made"
         self._fleet.metrics.resumes.labels("given_up").inc()
         raise broken
 
+    async def _until_somebody_is_there(self, exchange: Exchange, setbacks: Setbacks) -> None:
+        """A worker that restarts needs some seconds; after the limit the plan fails as ever."""
+        fleet, limit_s = self._fleet, self._config.resume_wait_s
+
+        def is_somebody_there() -> bool:
+            return fleet.can_plan(setbacks.shunned(fleet.placement.has_usable))
+
+        if is_somebody_there():
+            return
+        _log.info("waiting for a worker", request_id=exchange.request_id, limit_s=limit_s)
+        with fleet.watching(exchange.poke, limit_s) as is_late:
+            while not is_somebody_there() and not is_late():
+                await exchange.changed()
+
     async def _serve_once(
-        self, exchange: Exchange, request: RoutedRequest, shunned: Collection[str]
+        self, exchange: Exchange, request: RoutedRequest, setbacks: Setbacks | None
     ) -> Response | ResponseStream:
-        tried = set(shunned)
+        tried = set(setbacks.shunned(self._fleet.placement.has_usable)) if setbacks else set()
         refusal: LegRefused | None = None
         for _ in range(self._config.max_attempts):
             try:
@@ -96,6 +123,7 @@ class Dispatcher:
             except LegRefused as error:
                 tried.add(error.worker.id)
                 refusal = error
+                exchange.begin_again()
         assert refusal is not None, "max_attempts is at least 1"
         raise refusal
 
@@ -119,7 +147,7 @@ class Dispatcher:
             exchange.header_lines,
             exchange.poke,
         )
-        leg.may_move = exchange.may_resume
+        leg.may_move = exchange.may_retry
         try:
             while not leg.has_answer:
                 if leg.failure is not None:

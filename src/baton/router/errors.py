@@ -151,6 +151,8 @@ class LegFailure(RouterFailure):
     def __init__(self, worker: Worker, problem: Problem):
         super().__init__(problem)
         self.worker = worker
+        self.suspects: tuple[Worker, ...] = (worker,)
+        """Who may have caused it: a decode worker's error can be its prefill worker's."""
 
 
 class LegRefused(LegFailure):
@@ -200,6 +202,7 @@ class LegRegrouped(LegFailure):
                 retry_after_s=RETRY_AFTER_S,
             ),
         )
+        self.suspects = ()
 
     @property
     def outcome(self) -> Outcome:

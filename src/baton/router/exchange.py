@@ -21,6 +21,7 @@ from baton.router.errors import (
     Expired,
     LegBroken,
     LegFailure,
+    LegRefused,
     LegRegrouped,
     LegRejected,
     Problem,
@@ -38,11 +39,14 @@ from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
 from baton.router.numbered_stream import Diverged, NumberedStream, Regrouped
 from baton.router.requests import Generation
+from baton.router.sample_marks import SEVERAL, MarkedSamples
 
 _log = EventLog("baton.router")
 
 REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID.lower()
+ATTEMPT_HEADER = "X-Baton-Attempt"
+"""From the second attempt on: a worker may still have an earlier one of the same `rid`."""
 
 _FORWARDED = frozenset(
     ("authorization", "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
@@ -93,15 +97,16 @@ class Exchange:
         metrics: RouterMetrics,
         clock: Clock,
         started_s: float,
-        may_resume: bool = False,
+        may_retry: bool = False,
     ):
         self.generation = generation
         self.request_id = request_id
-        self.may_resume = may_resume and generation.may_be_resumed
+        self.may_retry = may_retry
+        self.may_resume = may_retry and generation.may_be_marked
         headers = forwarded_headers(request.headers, request_id)
         if self.may_resume:
             headers[MARKS_HEADER] = "1"
-        self.header_lines = header_block(headers)
+        self.header_lines = self._first_header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
         self._request = request
         self._wire = wire
@@ -111,8 +116,10 @@ class Exchange:
         self._stream: ResponseStream | None = None
         self._ids: RequestIds | None = None
         self._marked: MarkedStream | None = None
+        self._merge: PromptLogprobs | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
+        self._num_attempts = 1
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
 
@@ -148,6 +155,11 @@ class Exchange:
         if self._expired is not None:
             raise self._expired
 
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether prefill's answer is needed; what a stream has begun with serves on."""
+        return self._stream is None and self.generation.wants_prompt_logprobs
+
     async def deliver(
         self, leg: AnswerLeg, merge: PromptLogprobs | None
     ) -> Response | ResponseStream:
@@ -156,7 +168,8 @@ class Exchange:
             waited_s = self._clock.now_s() - self._started_s
             self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
-            return await self._pass_stream(leg, merge)
+            self._merge = merge or self._merge
+            return await self._pass_stream(leg, self._merge)
         if self._stream is not None:
             raise self._wire.failed(LegBroken(leg.worker, "it went on with a stream by no stream"))
         try:
@@ -165,17 +178,29 @@ class Exchange:
             raise self._wire.failed(LegBroken(leg.worker, f"odd JSON: {error}")) from error
         return self._whole(leg.status, leg.headers, body)
 
-    def can_resume_after(self, failure: LegFailure) -> bool:
+    def can_resume_after(self, failure: LegFailure, is_first: bool = True) -> bool:
         """Whether another worker can go on where this one failed: what the client has seen, if
-        anything, is known by its tokens, and the request itself is not to blame."""
-        if not self.may_resume or (self._stream is not None and self._marked is None):
+        anything, is known by its tokens, and the request itself is not to blame. `is_first`:
+        nothing was tried before that reached a worker."""
+        if not self.may_retry:
             return False
         if self._stream is None:
+            if isinstance(failure, LegRefused):
+                return not is_first
             return isinstance(failure, LegBroken) or _has_died(failure)
-        return not (isinstance(failure, LegRejected) and failure.is_clients_fault)
+        is_known = self._marked is not None
+        return is_known and not (isinstance(failure, LegRejected) and failure.is_clients_fault)
+
+    def begin_again(self) -> None:
+        """From now on workers are told that they may still have an earlier attempt."""
+        self._num_attempts += 1
+        self.header_lines = self._first_header_lines + header_block(
+            {ATTEMPT_HEADER: str(self._num_attempts)}
+        )
 
     def resume(self) -> None:
         """From now on the request is for what the client has not seen yet."""
+        self.begin_again()
         if self._marked is not None:
             self._marked.drop_held()
             self.generation = self.generation.resumed(msgspec.json.encode(self._marked.resume))
@@ -226,7 +251,8 @@ class Exchange:
     def _begin_with(self, leg: AnswerLeg) -> ResponseStream:
         headers = leg.headers
         said = headers.pop(MARKS_FIELD, None)
-        if said is None and self._ids is not None and self._ids.seen is not None:
+        has_no_ids = said is None or said.startswith(SEVERAL)
+        if has_no_ids and self._ids is not None and self._ids.seen is not None:
             raise _begins_anew(leg)
         self._marked = self._marked_by(leg, said) if said is not None and self.may_resume else None
         leg.may_move = self._marked is not None
@@ -236,6 +262,8 @@ class Exchange:
 
     def _marked_by(self, leg: AnswerLeg, said: str) -> MarkedStream:
         try:
+            if said.startswith(SEVERAL) or self.generation.repeats_logprobs:
+                return MarkedSamples(said, self.generation.repeats_logprobs)
             if self._ids is None:
                 return MarkedStream(said)
             header, ids = self._ids.told(said, self.request_id)
@@ -295,8 +323,8 @@ class _Passing:
     def for_client(self, events: bytes) -> bytes:
         """What the client gets of it; a worker whose JSON is odd is hung up on."""
         if self._marked is not None:
-            return self._of_marked(self._marked, events)
-        if self._merge is None:
+            events = self._of_marked(self._marked, events)
+        if self._merge is None or not events:
             return events
         try:
             return self._merge.into_events(events)

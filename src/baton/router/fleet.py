@@ -5,9 +5,10 @@ Elsewhere: transitions (workers.py), choosing (placement.py), probing (health.py
 """
 
 import asyncio
+import contextlib
 import random
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
@@ -36,6 +37,7 @@ class Fleet:
         self._clock = clock
         self._random = random.Random(config.seed)
         self._changed = asyncio.Event()
+        self._watchers: set[Callable[[], None]] = set()
         self._monitor: HealthMonitor | None = None
         self.give_up_on: Callable[[Worker], None] | None = None
         self.pool = WorkerPool(config.health, self._note_change, self._note_load)
@@ -73,6 +75,28 @@ class Fleet:
             self._changed.clear()
             await self._changed.wait()
 
+    @contextlib.contextmanager
+    def watching(self, poke: Callable[[], None], limit_s: float) -> Iterator[Callable[[], bool]]:
+        """Call `poke` whenever a worker has changed, and as often as health checks are made, of
+        which some change nothing but a count. Gives a question: is the limit over?"""
+        loop = asyncio.get_running_loop()
+        due_s, interval_s = loop.time() + limit_s, self._config.health.interval_s
+        timer: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal timer
+            timer = loop.call_at(min(due_s, loop.time() + interval_s), look)
+            poke()
+
+        look()
+        self._watchers.add(poke)
+        try:
+            yield lambda: loop.time() >= due_s
+        finally:
+            self._watchers.discard(poke)
+            assert timer is not None
+            timer.cancel()
+
     def missing_roles(self) -> list[WorkerRole]:
         """Roles without which no request can be served now."""
         if self.pool.healthy(WorkerRole.REGULAR):
@@ -91,6 +115,14 @@ class Fleet:
         role = next(role for role in self._config.roles if not usable(role, tried))
         num_cut_off, retry_after_s = self.placement.cut_off(role, now_s)
         raise NoWorker(role, len(self.pool.of_role(role)), num_cut_off, retry_after_s)
+
+    def can_plan(self, tried: Collection[str]) -> bool:
+        """Whether `plan` would find workers."""
+        self.placement.breakers.catch_up(self._clock.now_s())
+        usable = self.placement.has_usable
+        return usable(WorkerRole.REGULAR, tried) or all(
+            usable(role, tried) for role in self._config.roles
+        )
 
     def draw_room(self) -> int:
         """A room number in [0, 2^63), new for every attempt."""
@@ -147,6 +179,11 @@ class Fleet:
             case LegBroken():
                 self._doubt(worker)
 
+    def note_silence(self, worker: Worker) -> None:
+        """None of its streams moves, though its connections stand."""
+        assert self._monitor is not None
+        self._monitor.suspect(worker)
+
     def _doubt(self, worker: Worker) -> None:
         assert self._monitor is not None
         self._monitor.doubt(worker)
@@ -154,9 +191,23 @@ class Fleet:
     def _note_change(self, worker: Worker) -> None:
         self.placement.follow(worker, is_known=self.pool.get(worker.id) is worker)
         self._changed.set()
-        is_lost = worker.health.phase is Phase.UNHEALTHY
-        if is_lost and self.give_up_on is not None and self.has_another(worker):
-            asyncio.get_running_loop().call_soon(self.give_up_on, worker)
+        for poke in tuple(self._watchers):
+            poke()
+        if self.give_up_on is not None:
+            for lost in self._lost_beside(worker):
+                asyncio.get_running_loop().call_soon(self.give_up_on, lost)
+
+    def _lost_beside(self, changed: Worker) -> list[Worker]:
+        """Workers that do not answer any more, now that they do not, or that others have come."""
+        if changed.health.phase is Phase.UNHEALTHY:
+            return [changed] if self.has_another(changed) else []
+        if not changed.is_healthy or not self.placement.has_usable(changed.role):
+            return []
+        return [
+            worker
+            for worker in self.pool.of_role(changed.role)
+            if worker.health.phase is Phase.UNHEALTHY and worker.num_in_flight
+        ]
 
     def _note_load(self, worker: Worker) -> None:
         if worker.load is not None:

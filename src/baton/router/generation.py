@@ -82,7 +82,7 @@ class GenerationHandlers:
                 metrics,
                 self._clock,
                 started_s,
-                may_resume=self._config.max_resumes > 0,
+                may_retry=self._config.max_resumes > 0,
             )
             if ids is not None:
                 exchange.give_ids(ids)

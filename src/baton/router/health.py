@@ -22,6 +22,13 @@ from baton.router.workers import Phase, Worker, WorkerPool
 _log = EventLog("baton.router")
 _NO_ANSWER = 0
 
+QUICK_S = 1.0
+"""Longest wait for the answer of a worker whose streams do not move: two witnesses need less time
+than one."""
+
+AGAIN_S = 0.25
+"""Pause before a worker in use is asked again that did not answer well."""
+
 
 class _Watch:
     """One worker under observation. `doubt` is set to be asked at once."""
@@ -33,6 +40,7 @@ class _Watch:
         self.was_late = False
         self.load_path: str | None = worker_reports.LOAD_PATHS[0]
         self.task: asyncio.Task[None] | None = None
+        self.quick: asyncio.Task[None] | None = None
 
 
 class HealthMonitor:
@@ -72,16 +80,40 @@ class HealthMonitor:
             watch.wants_facts = True
             watch.doubt.set()
 
+    def suspect(self, worker: Worker) -> None:
+        """None of its streams moves: unless it answers now, beside what it is being asked already,
+        it is not used."""
+        watch = self._watches.get(worker.id)
+        if watch is not None and worker.is_healthy and (watch.quick is None or watch.quick.done()):
+            name = f"quick health {worker.url}"
+            watch.quick = asyncio.create_task(self._ask_quickly(worker), name=name)
+
+    async def _ask_quickly(self, worker: Worker) -> None:
+        timeout_s = min(QUICK_S, self._rules.timeout_s)
+        try:
+            answer = await self._get(worker, "/health", timeout_s)
+            said = "" if answer.status // 100 == 2 else f"answers {answer.status}"
+        except UpstreamError as error:
+            said = str(error)
+        if said and worker.is_healthy:
+            reason = f"none of its streams moves, and GET /health: {said}"
+            self._pool.note_refusal(worker, reason, self._clock.now_s())
+            log_move(worker)
+
     async def _run(self, watch: _Watch) -> None:
         while True:
             watch.doubt.clear()
             await self._round(watch)
             self._mention_lateness(watch)
             try:
-                async with asyncio.timeout(self._rules.interval_s):
+                async with asyncio.timeout(self._pause_s(watch.worker)):
                     await watch.doubt.wait()
             except TimeoutError:
                 continue
+
+    def _pause_s(self, worker: Worker) -> float:
+        is_in_doubt = worker.is_healthy and worker.health.num_failures > 0
+        return min(AGAIN_S, self._rules.interval_s) if is_in_doubt else self._rules.interval_s
 
     async def _round(self, watch: _Watch) -> None:
         worker, phase = watch.worker, watch.worker.health.phase
@@ -151,9 +183,10 @@ class HealthMonitor:
             _log.warning("worker's report is odd", worker=worker.url, path=path, reason=str(error))
             return 200, None
 
-    async def _get(self, worker: Worker, path: str) -> Fetched:
+    async def _get(self, worker: Worker, path: str, timeout_s: float | None = None) -> Fetched:
+        limit_s = self._rules.timeout_s if timeout_s is None else timeout_s
         return await self._connections.fetch(
-            worker.origin, "GET", path, self._headers, b"", self._rules.timeout_s
+            worker.origin, "GET", path, self._headers, b"", limit_s
         )
 
     def _mention_lateness(self, watch: _Watch) -> None:
@@ -180,6 +213,7 @@ def log_move(worker: Worker) -> None:
 
 
 async def _ended(watch: _Watch) -> None:
-    assert watch.task is not None
-    watch.task.cancel()
-    await asyncio.wait({watch.task})
+    tasks = {task for task in (watch.task, watch.quick) if task is not None}
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

@@ -9,7 +9,7 @@ streams (rejections.py).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import msgspec
@@ -33,6 +33,10 @@ from baton.router.workers import Worker
 
 MAX_HELD_BYTES = 64 * 2**10
 """Of a stream that nobody takes yet, before its worker has to wait."""
+
+SILENCE_S = 1.0
+"""After it a worker none of whose streams moves is asked whether it is there."""
+_NUM_SILENCE_LOOKS = 2
 
 _PER_HOP_HEADERS = frozenset(
     (b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade",
@@ -65,14 +69,16 @@ class Ledger(Protocol):
     def leg_ended(self, leg: "Leg") -> None: ...
     def has_another(self, worker: Worker) -> bool: ...
     def note_failure(self, failure: LegFailure) -> None: ...
+    def note_silence(self, worker: Worker) -> None: ...
 
 
 class Leg:
     """What both kinds share. `poke` is called after everything that someone may wait for. A leg
-    that is over without being `is_whole` was aborted, or has a `failure`."""
+    that is over without being `is_whole` was aborted, or has a `failure`. `may_move`: another
+    worker can do it if this one is given up."""
 
     __slots__ = ("_call", "_pieces", "_raw_headers", "_wire", "failure", "is_over", "is_stream",
-                 "is_whole", "poke", "request", "status", "visit", "was_sent",
+                 "is_whole", "may_move", "poke", "request", "status", "visit", "was_sent",
                  "worker")  # fmt: skip
 
     visit: Visit
@@ -87,6 +93,7 @@ class Leg:
         self.failure: LegFailure | None = None
         self.is_over = False
         self.is_whole = False
+        self.may_move = False
         self.was_sent = False
         self.is_stream = False
         self.status = 0
@@ -165,11 +172,10 @@ class Leg:
 class AnswerLeg(Leg):
     """The leg whose answer the client gets. `has_answer`: all of it is in `body`, or it is a
     stream whose first event is here: `take_first`, then `flow_into`; both get whole events.
-    `rejection`: the error that the worker told inside the stream. `may_move`: another worker can
-    go on if this one is given up."""
+    `rejection`: the error that the worker told inside the stream."""
 
     __slots__ = ("_cutter", "_is_paused", "_num_events_seen", "_num_held_bytes", "_take", "body",
-                 "has_answer", "may_move", "rejection")  # fmt: skip
+                 "has_answer", "rejection")  # fmt: skip
 
     def __init__(
         self, wire: "Wire", worker: Worker, request: RoutedRequest, poke: Callable[[], None]
@@ -177,7 +183,6 @@ class AnswerLeg(Leg):
         super().__init__(wire, worker, request, poke)
         self.body = b""
         self.has_answer = False
-        self.may_move = False
         self.rejection: LegRejected | None = None
         self._cutter = sse.EventCutter()
         self._is_paused = False
@@ -311,7 +316,8 @@ class Wire:
         self._ledger = ledger
         self._stall_limit_s = stall_limit_s
         self._stalls = StallWatch[AnswerLeg]()
-        self._looking: asyncio.TimerHandle | None = None
+        self._silences = StallWatch[AnswerLeg](_NUM_SILENCE_LOOKS)
+        self._looking: list[asyncio.TimerHandle] = []
         self._legs: set[Leg] = set()
         self._drains: Deadlines[Leg] = Deadlines(drain_limit_s, Leg.abort)
         self._pool: UpstreamPool
@@ -319,7 +325,8 @@ class Wire:
     def attach(self, pool: UpstreamPool) -> None:
         """A pool belongs to a running event loop, so it comes later."""
         self._pool = pool
-        self._look_later()
+        self._look_every(self._stall_limit_s / NUM_LOOKS, self._look_for_stalls)
+        self._look_every(SILENCE_S / _NUM_SILENCE_LOOKS, self._look_for_silence)
 
     def start_answer(
         self,
@@ -353,7 +360,7 @@ class Wire:
     def let_finish(self, leg: PrefillLeg) -> None:
         """Nobody waits for this leg any more: it may end by itself, within a limit."""
         if not leg.is_over:
-            leg.poke = _ignore
+            leg.poke, leg.may_move = _ignore, False
             self._drains.add(leg)
 
     async def fetch(
@@ -389,25 +396,41 @@ class Wire:
         self._ledger.leg_ended(leg)
 
     def give_up_on(self, worker: Worker) -> None:
-        """The worker does not answer any more: streams that can go on elsewhere do so now."""
+        """The worker does not answer any more: what can go on elsewhere does so now."""
         for leg in list(self._legs):
-            if leg.worker is worker and isinstance(leg, AnswerLeg) and leg.may_move:
+            if leg.worker is worker and leg.may_move:
                 leg.break_off(f"it is {worker.health.phase}: {worker.health.reason}")
 
-    def _look_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._looking = loop.call_later(self._stall_limit_s / NUM_LOOKS, self._look_for_stalls)
+    def _look_every(self, interval_s: float, look: Callable[[], None]) -> None:
+        loop, place = asyncio.get_running_loop(), len(self._looking)
+
+        def again() -> None:
+            look()
+            self._looking[place] = loop.call_later(interval_s, again)
+
+        self._looking.append(loop.call_later(interval_s, again))
+
+    def _answers(self) -> Iterator[AnswerLeg]:
+        return (leg for leg in self._legs if isinstance(leg, AnswerLeg))
 
     def _look_for_stalls(self) -> None:
-        for leg in self._stalls.look(leg for leg in self._legs if isinstance(leg, AnswerLeg)):
+        for leg in self._stalls.look(self._answers()):
             if self._ledger.has_another(leg.worker):
                 leg.break_off(f"no event came for {self._stall_limit_s:g} s")
-        self._look_later()
+
+    def _look_for_silence(self) -> None:
+        """One stream may wait for its turn; a worker whose streams all do may be gone."""
+        silent = set(self._silences.look(self._answers()))
+        if silent:
+            moving = {leg.worker for leg in self._silences.last_seen if leg not in silent}
+            for worker in {leg.worker for leg in silent} - moving:
+                if self._ledger.has_another(worker):
+                    self._ledger.note_silence(worker)
 
     def close(self) -> None:
         """No leg outlives this."""
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in self._looking:
+            timer.cancel()
         self._drains.close()
         for leg in list(self._legs):
             leg.abort()

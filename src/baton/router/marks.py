@@ -38,7 +38,7 @@ class MarkedStream:
         return len(self._token_ids)
 
     @property
-    def resume(self) -> Resume:
+    def resume(self) -> msgspec.Struct:
         return Resume(list(self._token_ids), self._seed, self._created, self._id)
 
     def feed(self, events: bytes) -> bytes:

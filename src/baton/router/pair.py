@@ -35,11 +35,11 @@ async def serve_on_pair(
 ) -> Response | ResponseStream:
     """One attempt; raises LegFailure. LegRefused means that the client has seen nothing yet."""
     generation, lines, poke = exchange.generation, exchange.header_lines, exchange.poke
-    merges = generation.wants_prompt_logprobs
+    merges = exchange.wants_prompt_logprobs
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
     prefill_leg = wire.start_prefill(prefill, request, generation.route, body, lines, poke, merges)
     decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)
-    decode_leg.may_move = exchange.may_resume
+    prefill_leg.may_move = decode_leg.may_move = exchange.may_retry
     try:
         while not _can_answer(prefill_leg, decode_leg, merges):
             await exchange.changed()
@@ -48,8 +48,10 @@ async def serve_on_pair(
             fleet.note_first_byte(decode_leg.visit)
         merge = _prompt_logprobs(exchange, wire, prefill_leg) if merges else None
         response = await exchange.deliver(decode_leg, merge)
-    except BaseException:
+    except BaseException as error:
         prefill_leg.abort()
+        if isinstance(error, LegRejected) and error.worker is decode and not decode_leg.has_answer:
+            error.suspects = (decode, prefill)
         raise
     finally:
         decode_leg.abort()

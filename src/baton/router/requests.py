@@ -47,6 +47,16 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return 0 if asked is not None and bytes(asked) == b"0" else 1
 
     @property
+    def may_be_marked(self) -> bool:
+        """A stream whose beginning a client may have seen when its worker dies."""
+        return _is_true(self.fields.get("stream")) and "resume" not in self.fields
+
+    @property
+    def repeats_logprobs(self) -> bool:
+        """Each event of its stream has the logprobs of all tokens so far."""
+        return self.route == GENERATE and self.wants_prompt_logprobs
+
+    @property
     def may_be_resumed(self) -> bool:
         """A stream of one sample, whose events need nothing of an earlier worker but its tokens."""
         fields = self.fields

@@ -50,7 +50,7 @@ def check_engine_requests(engine: FakeEngine, entry: dict[str, Any]) -> None:
     by_index = sorted(engine.requests, key=lambda r: r.handover.sample_index if r.handover else -1)
     for index, (request, room) in enumerate(zip(by_index, expected_rooms, strict=True)):
         assert request.handover == Handover(room=room, sample_index=index, peer_address=peer)
-        assert request.sampling.seed == (room + index) & MAX_SEED
+        assert request.sampling.seed == (expected_rooms[0] + index) & MAX_SEED
         if entry["role"] == "prefill":
             assert request.sampling.max_new_tokens == 1
 

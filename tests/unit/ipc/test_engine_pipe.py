@@ -1,7 +1,11 @@
 """The pipe between api process and engine: streams, aborts, and the death of either side."""
 
 import asyncio
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 
@@ -16,6 +20,7 @@ from baton.ipc.framing import FrameError, FrameReader, frame
 from baton.messages.engine import (
     Abort,
     EngineFailed,
+    EngineReady,
     FlushCache,
     FlushCacheDone,
     FromEngine,
@@ -185,6 +190,61 @@ def test_the_engine_notices_that_the_api_process_is_gone() -> None:
     with pytest.raises(ApiGone):
         engine.send(output("a", 1))
     engine.close()
+
+
+def test_a_stopped_engine_is_not_alive_and_a_busy_one_is() -> None:
+    """Both are quiet; what the process is, the kernel knows."""
+
+    async def scenario(process: subprocess.Popen[bytes]) -> None:
+        ours, theirs = socket.socketpair()
+        engine, now_s = EngineSocket(theirs), 0.0
+        _, client = await asyncio.get_running_loop().create_connection(
+            lambda: EngineProcessClient(lambda: now_s), sock=ours
+        )
+        await asyncio.to_thread(engine.send, ready(process.pid))
+        await client.wait_ready()
+        now_s = 10.0
+        assert client.is_alive
+        await asyncio.to_thread(signalled, process, signal.SIGSTOP, os.WSTOPPED)
+        assert not client.is_alive
+        now_s = 1.0
+        assert client.is_alive, "it has just said something"
+        now_s = 10.0
+        await asyncio.to_thread(signalled, process, signal.SIGCONT, os.WCONTINUED)
+        assert client.is_alive
+        now_s = 61.0
+        assert not client.is_alive
+        await client.close()
+        engine.close()
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        try:
+            asyncio.run(scenario(process))
+        finally:
+            process.kill()
+
+
+def signalled(process: subprocess.Popen[bytes], number: signal.Signals, effect: int) -> None:
+    process.send_signal(number)
+    os.waitid(os.P_PID, process.pid, effect | os.WNOWAIT)
+
+
+def ready(pid: int) -> EngineReady:
+    return EngineReady(
+        engine_id="e",
+        pid=pid,
+        role="null",
+        architecture="a",
+        vocab_size=8,
+        context_length=8,
+        block_size=8,
+        num_blocks=8,
+        max_running_requests=8,
+        kv_cache_dtype="bfloat16",
+        layout_hash="l",
+        control_port=0,
+        transfer_backends=[],
+    )
 
 
 def test_wake_ends_a_wait_from_another_thread() -> None:

@@ -74,7 +74,7 @@ def test_prefills_error_cancels_decode_and_keeps_its_status(
 @pytest.mark.parametrize("stream", [False, True])
 def test_prefill_dies_while_decode_hangs(run: Run, cluster: ClusterMaker, stream: bool) -> None:
     async def scenario() -> None:
-        async with cluster() as c:
+        async with cluster(max_resumes=0) as c:
             may_die = asyncio.Event()
             c.prefills[0].script = Script(gates={0: may_die}, die_at=0)
             c.decodes[0].script = hanging()
@@ -265,9 +265,11 @@ def test_the_only_worker_refuses(run: Run, cluster: ClusterMaker, role: str) -> 
     run(scenario)
 
 
-def test_a_broken_connection_is_not_tried_again(run: Run, cluster: ClusterMaker) -> None:
+def test_without_resumes_a_broken_connection_is_not_tried_again(
+    run: Run, cluster: ClusterMaker
+) -> None:
     async def scenario() -> None:
-        async with cluster(2, 2) as c:
+        async with cluster(2, 2, max_resumes=0) as c:
             for decode in c.decodes:
                 decode.script = Script(die_at=0)
             assert (await c.post("/generate", GENERATE))[0] == 503
