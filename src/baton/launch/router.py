@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -25,6 +26,7 @@ from baton.router.config import (
     parse_bootstrap_port,
     parse_worker_url,
 )
+from baton.router.keys import read_keys
 from baton.router.policies import CacheRules, PolicyName
 from baton.router.server import StopRequests, run_router
 from baton.router.split import SplitRules
@@ -34,6 +36,7 @@ __all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser",
 
 _LOG_LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning",
                "error": "error"}  # fmt: skip
+WORKER_KEY_VARIABLE = "BATON_WORKER_API_KEY"
 _EXAMPLES = """examples:
   # prefill and decode workers; the second prefill worker's bootstrap port is not the default
   baton router --pd-disaggregation \\
@@ -97,6 +100,18 @@ def _add_address(group: Any) -> None:
         help="key that clients must send as 'Authorization: Bearer KEY', and that the router "
         "sends to workers with its own probes (default: none asked for; environment: "
         f"{API_KEY_VARIABLE})",
+    )
+    group.add_argument(
+        "--api-keys",
+        metavar="FILE",
+        help="YAML list of keys with their tenants and limits: key or key_sha256, tenant, weight, "
+        "max_concurrent, requests_per_minute, tokens_per_minute, max_priority, admin. --api-key is "
+        "then one key more, of an administrator without limits",
+    )
+    group.add_argument(
+        "--worker-api-key",
+        help="key that the router sends to workers, in place of clients' (default: --api-key; "
+        f"environment: {WORKER_KEY_VARIABLE})",
     )
     group.add_argument(
         "--log-level",
@@ -435,6 +450,8 @@ def config_from(
         ),
         tenant_header=args.tenant_header,
         api_key=_api_key(args, environ or {}),
+        callers=read_keys(Path(args.api_keys)) if args.api_keys else None,
+        worker_key=args.worker_api_key or (environ or {}).get(WORKER_KEY_VARIABLE),
     )
 
 

@@ -188,7 +188,11 @@ class AdminHandlers:
         body: bytes,
         timeout_s: float = WORKER_CALL_TIMEOUT_S,
     ) -> WholeAnswer:
-        headers = forwarded_headers(request.headers, request_id_of(request.headers))
+        headers = forwarded_headers(
+            request.headers,
+            request_id_of(request.headers),
+            self._config.authorization_of_workers,
+        )
         method = "GET" if request.method == "HEAD" else request.method
         return await self._wire.fetch(worker, method, request.target, body, headers, timeout_s)
 

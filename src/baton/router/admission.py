@@ -85,6 +85,7 @@ class Admission:
             priority=standing.priority,
             num_tokens=num_tokens,
             now_s=self._clock.now_s(),
+            weight=standing.weight,
         )
         if arrival.refusal is not None:
             raise self._turned_away(arrival.refusal)

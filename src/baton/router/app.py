@@ -5,7 +5,6 @@ Elsewhere: handlers (generation.py, admin.py), HTTP (http/), listening and signa
 """
 
 import contextlib
-import hmac
 from collections.abc import AsyncIterator
 
 from baton.core.clock import Clock, MonotonicClock
@@ -17,22 +16,22 @@ from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.generation import GenerationHandlers, problem_of
+from baton.router.guard import guard_of
 from baton.router.health import HealthMonitor
 from baton.router.http.client import UpstreamPool
 from baton.router.http.messages import Request, Response
 from baton.router.http.routes import NoMethod, NoRoute, Routes
 from baton.router.http.stream import ResponseStream
+from baton.router.keys import Callers, KeyTable
 from baton.router.legs import Wire
 from baton.router.requests import GENERATION_ROUTES
+from baton.router.tenants import TenantGate
 
 _log = EventLog("baton.router")
 
 KEEPALIVE_S = 4.0
 """Below the 5 s after which uvicorn, SGLang's server, closes idle connections: a request must
 not meet a connection that is just being closed."""
-
-OPEN_ROUTES = frozenset(("/health", "/liveness", "/readiness", "/health_generate", "/metrics"))
-"""What probes and scrapers ask, without the API key."""
 
 
 class RouterApp:
@@ -41,11 +40,19 @@ class RouterApp:
     def __init__(self, config: RouterConfig, clock: Clock | None = None):
         self._config = config
         self._clock = clock or MonotonicClock()
-        self._expected_key = f"Bearer {config.api_key}".encode()
+        self._keys = None
+        if config.callers is not None:
+            self._keys = KeyTable(config.callers, config.api_key)
+        self._guard = guard_of(config, self._keys)
+        self._tenants = TenantGate(self._clock, config.waiting.low_values_first)
         self.fleet = Fleet(config, self._clock)
         self._wire = Wire(self.fleet, config.prefill_drain_limit_s, config.resume_stall_s)
         self.fleet.give_up_on = self._wire.give_up_on
-        self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
+        if self._keys is not None:
+            self.fleet.metrics.watch_tenants(self._tenants.metrics())
+        self.generation = GenerationHandlers(
+            config, self.fleet, self._wire, self._clock, self._tenants
+        )
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
 
     @contextlib.asynccontextmanager
@@ -64,9 +71,16 @@ class RouterApp:
 
     def admit(self, request: Request) -> Response | None:
         """Ask for the key: the bodies of those without it are not read."""
-        if self._config.api_key is None or self._has_key(request):
-            return None
-        return problem_response(_WRONG_KEY, request_id_of(request.headers))
+        problem = None if self._guard is None else self._guard.problem_with(request)
+        return (
+            None if problem is None else problem_response(problem, request_id_of(request.headers))
+        )
+
+    def replace_keys(self, callers: Callers) -> None:
+        """From now on these keys count, and no others beside --api-key; what runs runs on."""
+        assert self._keys is not None, "a router without a file of keys has none to replace"
+        self._keys.replace(callers)
+        self._tenants.keep_only(self._keys.tenants)
 
     async def handle(self, request: Request) -> Response | ResponseStream:
         """Give every error one shape."""
@@ -104,15 +118,10 @@ class RouterApp:
         response = _refusal(request, 405, "method_not_allowed", message)
         return Response(405, response.body, {**response.headers, "Allow": allowed})
 
-    def _has_key(self, request: Request) -> bool:
-        if request.path in OPEN_ROUTES:
-            return True
-        given = request.headers.get("authorization", "").encode("latin-1")
-        return hmac.compare_digest(given, self._expected_key)
-
     def _monitor(self, connections: UpstreamPool) -> HealthMonitor:
         config = self._config
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        key = config.authorization_of_probes
+        headers = {"Authorization": key} if key else {}
         return HealthMonitor(
             self.fleet.pool,
             connections,
@@ -157,11 +166,6 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     return routes
 
 
-_WRONG_KEY = Problem(
-    status=401,
-    code="invalid_api_key",
-    message="the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
-)
 _INTERNAL = Problem(
     status=500, code="internal_error", message="the router failed; its log says how"
 )

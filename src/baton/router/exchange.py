@@ -30,6 +30,7 @@ from baton.router.errors import (
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.http.upstream import header_block
+from baton.router.keys import Caller
 from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
@@ -41,8 +42,9 @@ _log = EventLog("baton.router")
 REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID.lower()
 
+_AUTHORIZATION = "authorization"
 _FORWARDED = frozenset(
-    ("authorization", "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
+    (_AUTHORIZATION, "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
 )
 
 
@@ -54,13 +56,20 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     return f"req-{secrets.token_hex(12)}"
 
 
-def forwarded_headers(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
-    """What workers get to see of a client's headers, whose names are lower case."""
+def forwarded_headers(
+    headers: Mapping[str, str], request_id: str, authorization: str | None = None
+) -> dict[str, str]:
+    """What workers get to see of a client's headers, whose names are lower case. `authorization`
+    takes the place of the client's own, "" leaves it out."""
     forwarded = {
         name: value
         for name, value in headers.items()
         if name in _FORWARDED or (name.startswith(_REQUEST_ID) and name != _REQUEST_ID)
     }
+    if authorization is not None:
+        forwarded.pop(_AUTHORIZATION, None)
+        if authorization:
+            forwarded["Authorization"] = authorization
     forwarded[REQUEST_ID] = request_id
     forwarded["Content-Type"] = "application/json"
     forwarded["Accept"] = "*/*"
@@ -91,15 +100,18 @@ class Exchange:
         clock: Clock,
         started_s: float,
         may_resume: bool = False,
+        authorization: str | None = None,
     ):
         self.generation = generation
         self.request_id = request_id
         self.may_resume = may_resume and generation.may_be_resumed
-        headers = forwarded_headers(request.headers, request_id)
+        headers = forwarded_headers(request.headers, request_id, authorization)
         if self.may_resume:
             headers[MARKS_HEADER] = "1"
         self.header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
+        self.caller: Caller | None = request.caller
+        self._own_headers: dict[str, str] | None = None
         self._request = request
         self._wire = wire
         self._metrics = metrics
@@ -111,6 +123,11 @@ class Exchange:
         self._expired: Expired | None = None
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
+
+    def add_headers(self, headers: Mapping[str, str]) -> None:
+        """What the router says with the answer, whatever it will be."""
+        if headers:
+            self._own_headers = {**(self._own_headers or {}), **headers}
 
     def expire(self, limit_s: float) -> None:
         """Time is up: the request ends now."""
@@ -180,10 +197,15 @@ class Exchange:
             return self._stream
         if isinstance(failure, LegRejected):
             return self._whole(failure.status, failure.headers, failure.body)
-        return problem_response(problem, self.request_id)
+        response = problem_response(problem, self.request_id)
+        if self._own_headers is None:
+            return response
+        return Response(response.status, response.body, {**response.headers, **self._own_headers})
 
     def _whole(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         self.status = status
+        if self._own_headers is not None:
+            headers = {**headers, **self._own_headers}
         return Response(status, body, {**headers, REQUEST_ID: self.request_id})
 
     async def _pass_stream(self, leg: AnswerLeg, merge: PromptLogprobs | None) -> ResponseStream:
@@ -219,6 +241,8 @@ class Exchange:
         self._marked = self._marked_by(leg, said) if said is not None and self.may_resume else None
         leg.may_move = self._marked is not None
         headers[REQUEST_ID] = self.request_id
+        if self._own_headers is not None:
+            headers.update(self._own_headers)
         self._stream = self._request.begin_stream(leg.status, headers)
         return self._stream
 

@@ -18,6 +18,7 @@ from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
 from baton.router.requests import parse_generation
+from baton.router.tenants import TenantGate
 
 _log = EventLog("baton.router")
 
@@ -25,12 +26,15 @@ _log = EventLog("baton.router")
 class GenerationHandlers:
     """`idle` is set while no request runs."""
 
-    def __init__(self, config: RouterConfig, fleet: Fleet, wire: Wire, clock: Clock):
+    def __init__(
+        self, config: RouterConfig, fleet: Fleet, wire: Wire, clock: Clock, tenants: TenantGate
+    ):
         self._config = config
         self._fleet = fleet
         self._wire = wire
         self._clock = clock
-        self._dispatcher = Dispatcher(config, fleet, wire)
+        self._authorization = config.authorization_of_workers
+        self._dispatcher = Dispatcher(config, fleet, wire, tenants)
         limit_s = config.request_timeout_s
         self._running = Deadlines[Exchange](limit_s, lambda exchange: exchange.expire(limit_s))
         self._is_stopping = False
@@ -70,6 +74,7 @@ class GenerationHandlers:
                 self._clock,
                 started_s,
                 may_resume=self._config.max_resumes > 0,
+                authorization=self._authorization,
             )
             try:
                 return await self._serve(exchange)

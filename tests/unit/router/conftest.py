@@ -26,6 +26,7 @@ class Cluster:
     """A running router, its workers, and a client session."""
 
     def __init__(self, app: RouterApp, url: str, session: aiohttp.ClientSession):
+        self.app = app
         self.fleet = app.fleet
         self.generation = app.generation
         self.url = url
