@@ -30,6 +30,7 @@ from baton.router.keys import read_keys
 from baton.router.policies import CacheRules, PolicyName
 from baton.router.server import StopRequests, run_router
 from baton.router.split import SplitRules
+from baton.router.tls import TlsFiles
 from baton.router.waiting import WaitingRules
 
 __all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser", "run_router"]
@@ -54,16 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
         config = config_from(args, environ=os.environ)
         configure_logging(_LOG_LEVELS[args.log_level], "router")
-        uvloop.run(run_router(config, ready=lambda port: _announce(config.host, port)))
+        uvloop.run(run_router(config, ready=lambda port: _announce(config, port)))
     except ConfigError as error:
         print(f"baton router: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _announce(host: str, port: int) -> None:
-    shown = f"[{host}]" if ":" in host else host
-    print(f"baton router listening on http://{shown}:{port}", flush=True)
+def _announce(config: RouterConfig, port: int) -> None:
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    scheme = "http" if config.tls.certificate is None else "https"
+    print(f"baton router listening on {scheme}://{shown}:{port}", flush=True)
 
 
 def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
@@ -75,6 +77,7 @@ def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_address(parser.add_argument_group("address"))
+    _add_tls(parser.add_argument_group("TLS"))
     _add_workers(parser.add_argument_group("workers"))
     _add_policies(parser.add_argument_group("routing policy"))
     _add_split(parser.add_argument_group("unified workers beside prefill and decode"))
@@ -119,6 +122,32 @@ def _add_address(group: Any) -> None:
         default="info",
         help="least important events that are logged (default: %(default)s)",
     )
+
+
+def _add_tls(group: Any) -> None:
+    group.add_argument(
+        "--ssl-certfile",
+        "--tls-cert-path",
+        metavar="FILE",
+        help="PEM certificate, with those that signed it; clients then come over https only",
+    )
+    group.add_argument(
+        "--ssl-keyfile",
+        "--tls-key-path",
+        metavar="FILE",
+        help="its private key (default: in the same file)",
+    )
+    group.add_argument(
+        "--ca-cert-paths",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="certificates that https workers must be signed by (default: the system's)",
+    )
+    group.add_argument(
+        "--client-cert-path", metavar="FILE", help="certificate shown to https workers that ask"
+    )
+    group.add_argument("--client-key-path", metavar="FILE", help="its private key")
 
 
 def _add_workers(group: Any) -> None:
@@ -451,6 +480,13 @@ def config_from(
         tenant_header=args.tenant_header,
         api_key=_api_key(args, environ or {}),
         callers=read_keys(Path(args.api_keys)) if args.api_keys else None,
+        tls=TlsFiles(
+            certificate=args.ssl_certfile,
+            key=args.ssl_keyfile,
+            worker_cas=tuple(args.ca_cert_paths),
+            client_certificate=args.client_cert_path,
+            client_key=args.client_key_path,
+        ),
         worker_key=args.worker_api_key or (environ or {}).get(WORKER_KEY_VARIABLE),
     )
 

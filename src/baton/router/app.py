@@ -26,6 +26,7 @@ from baton.router.keys import Callers, KeyTable
 from baton.router.legs import Wire
 from baton.router.requests import GENERATION_ROUTES
 from baton.router.tenants import TenantGate
+from baton.router.tls import context_for_workers
 
 _log = EventLog("baton.router")
 
@@ -58,7 +59,9 @@ class RouterApp:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The life of all connections to workers."""
-        connections = UpstreamPool(self._config.connect_timeout_s, KEEPALIVE_S)
+        connections = UpstreamPool(
+            self._config.connect_timeout_s, KEEPALIVE_S, context_for_workers(self._config.tls)
+        )
         self._wire.attach(connections)
         self.fleet.attach(self._monitor(connections))
         try:

@@ -13,6 +13,7 @@ from baton.router.breaker import BreakerRules
 from baton.router.keys import Callers
 from baton.router.policies import CacheRules, PolicyName
 from baton.router.split import SplitRules
+from baton.router.tls import TlsFiles
 from baton.router.waiting import WaitingRules
 
 MAX_PORT = 65535
@@ -77,6 +78,7 @@ class RouterConfig:
     api_key: str | None = None
     callers: Callers | None = None
     worker_key: str | None = None
+    tls: TlsFiles = field(default_factory=TlsFiles)
     seed: int | None = None
 
     def __post_init__(self) -> None:
