@@ -211,6 +211,15 @@ def _add_policies(group: Any) -> None:
             help=f"how to choose {role} workers (default: as --policy)",
         )
     _add_cache_rules(group)
+    _add_exposure(group)
+
+
+def _add_exposure(group: Any) -> None:
+    group.add_argument(
+        "--expose-routing",
+        action="store_true",
+        help="answers say in X-Baton-Route which workers served them and why, with their URLs",
+    )
 
 
 def _add_cache_rules(group: Any) -> None:
@@ -478,6 +487,7 @@ def config_from(
             low_values_first=args.schedule_low_priority_values_first,
         ),
         tenant_header=args.tenant_header,
+        expose_routing=args.expose_routing,
         api_key=_api_key(args, environ or {}),
         callers=read_keys(Path(args.api_keys)) if args.api_keys else None,
         tls=TlsFiles(

@@ -74,7 +74,7 @@ class AdminHandlers:
 
     async def health_generate(self, request: Request) -> Response:
         """One worker of every role makes a token; the first that cannot is the answer."""
-        workers = self._fleet.plan()
+        workers = self._fleet.plan().workers
         calls = (self._call(worker, request, b"", PROBE_TIMEOUT_S) for worker in workers)
         for answer in await asyncio.gather(*calls):
             if answer.status >= 400:

@@ -72,6 +72,10 @@ class Admission:
         self._num_arrivals = 0
         metrics.watch_line(self._line)
 
+    @property
+    def num_waiting(self) -> int:
+        return self._line.num_waiting
+
     def enter(self, standing: Standing, num_tokens: int, poke: Callable[[], None]) -> Turn:
         """A request arrives; `poke` is called when its turn has come, or it must go. Raises
         TurnedAway if there is no place to wait."""

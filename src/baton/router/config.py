@@ -75,6 +75,7 @@ class RouterConfig:
     split: SplitRules = field(default_factory=SplitRules)
     waiting: WaitingRules = field(default_factory=WaitingRules)
     tenant_header: str | None = None
+    expose_routing: bool = False
     api_key: str | None = None
     callers: Callers | None = None
     worker_key: str | None = None

@@ -9,6 +9,7 @@ for two workers, here for one).
 
 from collections.abc import Collection
 
+from baton.router.admission import Turn
 from baton.router.config import RouterConfig, WorkerRole
 from baton.router.errors import LegFailure, LegRefused, NoWorker
 from baton.router.exchange import Exchange
@@ -17,6 +18,7 @@ from baton.router.http.messages import Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
 from baton.router.pair import serve_on_pair
+from baton.router.plan import ROUTE_HEADER, Plan, route_text
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.prompt_shape import Standing, priority_of, shape_of, standing_of
 from baton.router.tenants import TenantGate
@@ -49,11 +51,18 @@ class Dispatcher:
         standing = self._standing_of(exchange)
         turn = admission.enter(standing, request.num_tokens, exchange.poke)
         try:
-            while not turn.has_come:
-                await exchange.changed()
+            if not turn.has_come:
+                await self._wait_for(turn, exchange)
             return await self._serve_now(exchange, request)
         finally:
             turn.leave()
+
+    async def _wait_for(self, turn: Turn, exchange: Exchange) -> None:
+        try:
+            while not turn.has_come:
+                await exchange.changed()
+        finally:
+            exchange.note_waited()
 
     def _standing_of(self, exchange: Exchange) -> Standing:
         generation, caller = exchange.generation, exchange.caller
@@ -94,6 +103,7 @@ class Dispatcher:
                     raise
                 broken, tried = failure, {failure.worker.id}
                 exchange.resume()
+                exchange.num_resumes += 1
         assert broken is not None, "the first attempt is always made"
         self._fleet.metrics.resumes.labels("given_up").inc()
         raise broken
@@ -105,18 +115,25 @@ class Dispatcher:
         refusal: LegRefused | None = None
         for _ in range(self._config.max_attempts):
             try:
-                workers = self._fleet.plan(request, tried)
+                plan = self._fleet.plan(request, tried)
             except NoWorker as nobody:
                 raise refusal or nobody from None
             if refusal is not None:
                 self._fleet.metrics.retries.inc()
+            self._note_plan(exchange, plan)
             try:
-                return await self._attempt(exchange, request, workers)
+                return await self._attempt(exchange, request, plan.workers)
             except LegRefused as error:
                 tried.add(error.worker.id)
                 refusal = error
         assert refusal is not None, "max_attempts is at least 1"
         raise refusal
+
+    def _note_plan(self, exchange: Exchange, plan: Plan) -> None:
+        exchange.plan = plan
+        exposes = self._config.expose_routing
+        if exposes or plan.split_reason is not None:
+            exchange.add_headers({ROUTE_HEADER: route_text(plan, exposes)})
 
     async def _attempt(
         self, exchange: Exchange, request: RoutedRequest, workers: list[Worker]

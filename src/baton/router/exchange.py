@@ -35,6 +35,7 @@ from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
+from baton.router.plan import QUEUE_WAIT_HEADER, Plan
 from baton.router.requests import Generation
 
 _log = EventLog("baton.router")
@@ -111,6 +112,9 @@ class Exchange:
         self.header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
         self.caller: Caller | None = request.caller
+        self.plan: Plan | None = None
+        self.num_resumes = 0
+        self.waited_s = 0.0
         self._own_headers: dict[str, str] | None = None
         self._request = request
         self._wire = wire
@@ -128,6 +132,11 @@ class Exchange:
         """What the router says with the answer, whatever it will be."""
         if headers:
             self._own_headers = {**(self._own_headers or {}), **headers}
+
+    def note_waited(self) -> None:
+        """It has waited for its turn until now."""
+        self.waited_s = self._clock.now_s() - self._started_s
+        self.add_headers({QUEUE_WAIT_HEADER: f"{self.waited_s:.3f}"})
 
     def expire(self, limit_s: float) -> None:
         """Time is up: the request ends now."""

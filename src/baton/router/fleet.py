@@ -20,6 +20,7 @@ from baton.router.health import HealthMonitor, log_move
 from baton.router.legs import Leg
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
+from baton.router.plan import Plan
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.workers import Phase, Worker, WorkerPool
 
@@ -79,14 +80,12 @@ class Fleet:
             return []
         return [role for role in self._config.roles if not self.pool.healthy(role)]
 
-    def plan(
-        self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()
-    ) -> list[Worker]:
+    def plan(self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()) -> Plan:
         """Whom to send a request to: one worker, or prefill and decode; raises NoWorker."""
         now_s = self._clock.now_s()
-        workers = self.placement.plan(request, tried, now_s)
-        if workers is not None:
-            return workers
+        plan = self.placement.plan(request, tried, now_s)
+        if plan is not None:
+            return plan
         usable = self.placement.has_usable
         role = next(role for role in self._config.roles if not usable(role, tried))
         num_cut_off, retry_after_s = self.placement.cut_off(role, now_s)

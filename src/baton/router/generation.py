@@ -4,6 +4,8 @@ Elsewhere: everything about workers and operation (admin.py), the table of route
 """
 
 import asyncio
+import logging
+from typing import Any
 
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
@@ -17,6 +19,7 @@ from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
+from baton.router.plan import route_fields
 from baton.router.requests import parse_generation
 from baton.router.tenants import TenantGate
 
@@ -61,7 +64,7 @@ class GenerationHandlers:
         started_s = self._clock.now_s()
         request_id = request_id_of(request.headers)
         route, metrics = request.path, self._fleet.metrics
-        status, reason = CLIENT_GONE_STATUS, ""
+        status, reason, exchange = CLIENT_GONE_STATUS, "", None
         metrics.exchanges.num_inflight += 1
         try:
             generation = parse_generation(route, request.body)
@@ -90,16 +93,8 @@ class GenerationHandlers:
             duration_s = self._clock.now_s() - started_s
             metrics.exchanges.num_inflight -= 1
             metrics.exchanges.note_end(route, status, duration_s)
-            if status >= 400:
-                write = _log.warning if status >= 500 else _log.info
-                write(
-                    "request failed",
-                    request_id=request_id,
-                    route=route,
-                    status=status,
-                    reason=reason or "the client left",
-                    duration_s=round(duration_s, 3),
-                )
+            if status >= 400 or _log.logger.isEnabledFor(logging.DEBUG):
+                _log_end(request_id, route, status, reason, duration_s, exchange)
 
     async def _serve(self, exchange: Exchange) -> Response | ResponseStream:
         if self._is_stopping:
@@ -114,6 +109,28 @@ class GenerationHandlers:
             self._running.discard(exchange)
             if not self._running:
                 self.idle.set()
+
+
+def _log_end(
+    request_id: str,
+    route: str,
+    status: int,
+    reason: str,
+    duration_s: float,
+    exchange: Exchange | None,
+) -> None:
+    """The one line about a request, a successful one's for who asks for much."""
+    fields: dict[str, Any] = {"request_id": request_id, "route": route, "status": status}
+    if status >= 400:
+        fields["reason"] = reason or "the client left"
+    fields["duration_s"] = round(duration_s, 3)
+    if exchange is not None:
+        fields.update(route_fields(exchange))
+    if status < 400:
+        _log.debug("request done", **fields)
+    else:
+        write = _log.warning if status >= 500 else _log.info
+        write("request failed", **fields)
 
 
 def problem_of(error: RequestError) -> Problem:

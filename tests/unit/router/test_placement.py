@@ -46,7 +46,8 @@ class Place:
         return worker
 
     def plan(self, request: RoutedRequest = REQUEST, now_s: float = 0.0) -> list[Worker] | None:
-        return self.placement.plan(request, (), now_s)
+        plan = self.placement.plan(request, (), now_s)
+        return None if plan is None else plan.workers
 
     def counted(self, text: str) -> bool:
         return text in self.metrics.render().decode()
