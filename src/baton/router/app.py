@@ -27,6 +27,7 @@ from baton.router.legs import Wire
 from baton.router.requests import GENERATION_ROUTES
 from baton.router.tenants import TenantGate
 from baton.router.tls import context_for_workers
+from baton.router.trace_context import trace_id_of
 
 _log = EventLog("baton.router")
 
@@ -75,9 +76,7 @@ class RouterApp:
     def admit(self, request: Request) -> Response | None:
         """Ask for the key: the bodies of those without it are not read."""
         problem = None if self._guard is None else self._guard.problem_with(request)
-        return (
-            None if problem is None else problem_response(problem, request_id_of(request.headers))
-        )
+        return None if problem is None else _told(request, problem)
 
     def replace_keys(self, callers: Callers) -> None:
         """From now on these keys count, and no others beside --api-key; what runs runs on."""
@@ -98,13 +97,20 @@ class RouterApp:
         except NoMethod as error:
             return self._refuse_method(request, ", ".join(sorted(error.allowed)))
         except RequestError as error:
-            return problem_response(problem_of(error), request_id_of(request.headers))
+            return _told(request, problem_of(error))
         except RouterFailure as failure:
-            return problem_response(failure.problem, request_id_of(request.headers))
+            return _told(request, failure.problem)
         except Exception as error:
             request_id = request_id_of(request.headers)
-            _log.error("internal error", exc=error, request_id=request_id, route=request.path)
-            return problem_response(_INTERNAL, request_id)
+            trace_id = trace_id_of(request.headers)
+            _log.error(
+                "internal error",
+                exc=error,
+                request_id=request_id,
+                trace_id=trace_id or "none",
+                route=request.path,
+            )
+            return problem_response(_INTERNAL, request_id, trace_id)
         if isinstance(response, Response) and REQUEST_ID not in response.headers:
             headers = {**response.headers, REQUEST_ID: request_id_of(request.headers)}
             return Response(response.status, response.body, headers)
@@ -136,8 +142,12 @@ class RouterApp:
 
 
 def _refusal(request: Request | None, status: int, code: str, message: str) -> Response:
-    request_id = request_id_of(request.headers if request is not None else {})
-    return problem_response(Problem(status=status, code=code, message=message), request_id)
+    return _told(request, Problem(status=status, code=code, message=message))
+
+
+def _told(request: Request | None, problem: Problem) -> Response:
+    headers = request.headers if request is not None else {}
+    return problem_response(problem, request_id_of(headers), trace_id_of(headers))
 
 
 def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:

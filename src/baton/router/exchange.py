@@ -37,6 +37,7 @@ from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
 from baton.router.plan import QUEUE_WAIT_HEADER, Plan
 from baton.router.requests import Generation
+from baton.router.trace_context import TRACEPARENT, TRACESTATE, forwarded_trace, trace_id_of
 
 _log = EventLog("baton.router")
 
@@ -44,9 +45,7 @@ REQUEST_ID = "X-Request-ID"
 _REQUEST_ID = REQUEST_ID.lower()
 
 _AUTHORIZATION = "authorization"
-_FORWARDED = frozenset(
-    (_AUTHORIZATION, "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
-)
+_FORWARDED = frozenset((_AUTHORIZATION, "x-correlation-id", "x-smg-routing-key"))
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
@@ -67,6 +66,9 @@ def forwarded_headers(
         for name, value in headers.items()
         if name in _FORWARDED or (name.startswith(_REQUEST_ID) and name != _REQUEST_ID)
     }
+    parent = headers.get(TRACEPARENT)
+    if parent is not None:
+        forwarded.update(forwarded_trace(parent, headers.get(TRACESTATE)))
     if authorization is not None:
         forwarded.pop(_AUTHORIZATION, None)
         if authorization:
@@ -77,11 +79,12 @@ def forwarded_headers(
     return forwarded
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
+def problem_response(problem: Problem, request_id: str, trace_id: str = "") -> Response:
+    """`trace_id`: the client's own, if it sent one."""
     headers = {"Content-Type": "application/json", REQUEST_ID: request_id}
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
-    return Response(problem.status, problem.body(), headers)
+    return Response(problem.status, problem.body(trace_id), headers)
 
 
 def _has_died(failure: LegFailure) -> bool:
@@ -127,6 +130,11 @@ class Exchange:
         self._expired: Expired | None = None
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that the client says it belongs to, "" for none."""
+        return trace_id_of(self.client_headers)
 
     def add_headers(self, headers: Mapping[str, str]) -> None:
         """What the router says with the answer, whatever it will be."""
@@ -202,11 +210,11 @@ class Exchange:
         problem = failure.problem
         self.status, self.reason = problem.status, problem.message
         if self._stream is not None:
-            self._stream.end(sse.event(problem.body()) + sse.DONE_EVENT)
+            self._stream.end(sse.event(problem.body(self.trace_id)) + sse.DONE_EVENT)
             return self._stream
         if isinstance(failure, LegRejected):
             return self._whole(failure.status, failure.headers, failure.body)
-        response = problem_response(problem, self.request_id)
+        response = problem_response(problem, self.request_id, self.trace_id)
         if self._own_headers is None:
             return response
         return Response(response.status, response.body, {**response.headers, **self._own_headers})

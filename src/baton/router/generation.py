@@ -22,6 +22,7 @@ from baton.router.legs import Wire
 from baton.router.plan import route_fields
 from baton.router.requests import parse_generation
 from baton.router.tenants import TenantGate
+from baton.router.trace_context import trace_id_of
 
 _log = EventLog("baton.router")
 
@@ -85,7 +86,7 @@ class GenerationHandlers:
                 status, reason = exchange.status, exchange.reason
         except RequestError as error:
             status, reason = error.status, error.message
-            return problem_response(problem_of(error), request_id)
+            return problem_response(problem_of(error), request_id, trace_id_of(request.headers))
         except Exception as error:
             status, reason = 500, repr(error)
             raise
@@ -94,7 +95,7 @@ class GenerationHandlers:
             metrics.exchanges.num_inflight -= 1
             metrics.exchanges.note_end(route, status, duration_s)
             if status >= 400 or _log.logger.isEnabledFor(logging.DEBUG):
-                _log_end(request_id, route, status, reason, duration_s, exchange)
+                _log_end(request, request_id, status, reason, duration_s, exchange)
 
     async def _serve(self, exchange: Exchange) -> Response | ResponseStream:
         if self._is_stopping:
@@ -112,15 +113,19 @@ class GenerationHandlers:
 
 
 def _log_end(
+    request: Request,
     request_id: str,
-    route: str,
     status: int,
     reason: str,
     duration_s: float,
     exchange: Exchange | None,
 ) -> None:
     """The one line about a request, a successful one's for who asks for much."""
-    fields: dict[str, Any] = {"request_id": request_id, "route": route, "status": status}
+    fields: dict[str, Any] = {"request_id": request_id}
+    trace_id = trace_id_of(request.headers)
+    if trace_id:
+        fields["trace_id"] = trace_id
+    fields |= {"route": request.path, "status": status}
     if status >= 400:
         fields["reason"] = reason or "the client left"
     fields["duration_s"] = round(duration_s, 3)
