@@ -157,6 +157,7 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     for path in ("/health", "/liveness"):
         routes.add("GET", path, admin.health)
     routes.add("GET", "/readiness", admin.readiness)
+    routes.add("GET", "/queue", admin.queue)
     routes.add("GET", "/health_generate", admin.health_generate)
     routes.add("GET", "/metrics", admin.metrics)
     routes.add("GET", "/workers", admin.list_workers)

@@ -9,7 +9,6 @@ for two workers, here for one).
 
 from collections.abc import Collection
 
-from baton.router.admission import Turn
 from baton.router.config import RouterConfig, WorkerRole
 from baton.router.errors import LegFailure, LegRefused, NoWorker
 from baton.router.exchange import Exchange
@@ -21,6 +20,7 @@ from baton.router.pair import serve_on_pair
 from baton.router.plan import ROUTE_HEADER, Plan, route_text
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.prompt_shape import Standing, priority_of, shape_of, standing_of
+from baton.router.queue_updates import max_wait_s_of, wait_for_turn
 from baton.router.tenants import TenantGate
 from baton.router.workers import Worker
 
@@ -49,20 +49,14 @@ class Dispatcher:
         if admission.is_open:
             return await self._serve_now(exchange, request)
         standing = self._standing_of(exchange)
-        turn = admission.enter(standing, request.num_tokens, exchange.poke)
+        max_wait_s = max_wait_s_of(exchange.client_headers)
+        turn = admission.enter(standing, request.num_tokens, exchange.poke, max_wait_s)
         try:
             if not turn.has_come:
-                await self._wait_for(turn, exchange)
+                await wait_for_turn(turn, exchange, admission)
             return await self._serve_now(exchange, request)
         finally:
             turn.leave()
-
-    async def _wait_for(self, turn: Turn, exchange: Exchange) -> None:
-        try:
-            while not turn.has_come:
-                await exchange.changed()
-        finally:
-            exchange.note_waited()
 
     def _standing_of(self, exchange: Exchange) -> Standing:
         generation, caller = exchange.generation, exchange.caller

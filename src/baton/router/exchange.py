@@ -125,6 +125,7 @@ class Exchange:
         self._clock = clock
         self._started_s = started_s
         self._stream: ResponseStream | None = None
+        self._early: ResponseStream | None = None
         self._marked: MarkedStream | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._expired: Expired | None = None
@@ -145,6 +146,17 @@ class Exchange:
         """It has waited for its turn until now."""
         self.waited_s = self._clock.now_s() - self._started_s
         self.add_headers({QUEUE_WAIT_HEADER: f"{self.waited_s:.3f}"})
+
+    def comment(self, line: bytes) -> None:
+        """Say something before any worker has answered: from the first time on, the answer is a
+        stream, and errors are events in it."""
+        assert self._stream is None
+        if self._early is None:
+            headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+            headers |= {REQUEST_ID: self.request_id, **(self._own_headers or {})}
+            self._early = self._request.begin_stream(200, headers)
+        if not self._early.is_paused:
+            self._early.write(line)
 
     def expire(self, limit_s: float) -> None:
         """Time is up: the request ends now."""
@@ -182,7 +194,7 @@ class Exchange:
             self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
             return await self._pass_stream(leg, merge)
-        if self._stream is not None:
+        if self._stream is not None or self._early is not None:
             raise self._wire.failed(LegBroken(leg.worker, "it went on with a stream by no stream"))
         try:
             body = leg.body if merge is None else merge.into_body(leg.body)
@@ -209,9 +221,10 @@ class Exchange:
         """Tell the client what went wrong."""
         problem = failure.problem
         self.status, self.reason = problem.status, problem.message
-        if self._stream is not None:
-            self._stream.end(sse.event(problem.body(self.trace_id)) + sse.DONE_EVENT)
-            return self._stream
+        stream = self._stream or self._early
+        if stream is not None:
+            stream.end(sse.event(problem.body(self.trace_id)) + sse.DONE_EVENT)
+            return stream
         if isinstance(failure, LegRejected):
             return self._whole(failure.status, failure.headers, failure.body)
         response = problem_response(problem, self.request_id, self.trace_id)
@@ -260,7 +273,7 @@ class Exchange:
         headers[REQUEST_ID] = self.request_id
         if self._own_headers is not None:
             headers.update(self._own_headers)
-        self._stream = self._request.begin_stream(leg.status, headers)
+        self._stream = self._early or self._request.begin_stream(leg.status, headers)
         return self._stream
 
     def _marked_by(self, leg: AnswerLeg, said: str) -> MarkedStream:

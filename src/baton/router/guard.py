@@ -16,7 +16,9 @@ from baton.router.requests import GENERATION_ROUTES
 OPEN_ROUTES = frozenset(("/health", "/liveness", "/readiness", "/health_generate", "/metrics"))
 """What probes and scrapers ask, without a key."""
 
-_TENANT_ROUTES = frozenset((*GENERATION_ROUTES, "/v1/models", "/get_model_info", "/model_info"))
+_TENANT_ROUTES = frozenset(
+    (*GENERATION_ROUTES, "/v1/models", "/get_model_info", "/model_info", "/queue")
+)
 _MODEL_PREFIX = "/v1/models/"
 
 

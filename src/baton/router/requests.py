@@ -47,6 +47,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return 0 if asked is not None and bytes(asked) == b"0" else 1
 
     @property
+    def is_stream(self) -> bool:
+        """The client wants its answer as events."""
+        return _is_true(self.fields.get("stream"))
+
+    @property
     def may_be_resumed(self) -> bool:
         """A stream of one sample, whose events need nothing of an earlier worker but its tokens."""
         fields = self.fields

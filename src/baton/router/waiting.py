@@ -264,12 +264,15 @@ class WaitingLine:
         measured."""
         if self._interval_s is None:
             return None
+        return (self.num_before(id_) + 1) * self._interval_s
+
+    def num_before(self, id_: str) -> int:
+        """How many of those that wait now will probably start before this one."""
         ticket = self._waiting[id_]
         num_before = sum(
             level.num_waiting for rank, level in self._levels.items() if rank < ticket.rank
         )
-        num_before += self._levels[ticket.rank].num_before(ticket)
-        return (num_before + 1) * self._interval_s
+        return num_before + self._levels[ticket.rank].num_before(ticket)
 
     @property
     def expected_wait_s(self) -> float:
@@ -349,7 +352,7 @@ class WaitingLine:
             status=503,
             code="queue_timeout",
             message=f"the request waited {waited_s:.1f} s for its turn, as long as it may "
-            "(--queue-timeout-secs); try again later",
+            "(--queue-timeout-secs, or its own X-Baton-Deadline-Ms); try again later",
             retry_after_s=self._retry_after_s(),
         )
 
