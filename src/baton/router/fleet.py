@@ -17,7 +17,7 @@ from baton.router.breaker import Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor, log_move
-from baton.router.legs import Leg
+from baton.router.legs import Leg, PrefillLeg
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
 from baton.router.plan import Plan
@@ -104,10 +104,18 @@ class Fleet:
         """How it ended is what the worker's breaker is told."""
         visit, outcome, now_s = leg.visit, _outcome_of(leg), self._clock.now_s()
         if visit.role is WorkerRole.PREFILL and outcome is Outcome.SUCCESS:
-            self.placement.note_computed(visit, now_s)
+            self._note_prefilled(leg, now_s)
         self.pool.end(leg.worker)
         self.placement.end(visit, outcome, now_s)
         self._changed.set()
+
+    def _note_prefilled(self, leg: Leg, now_s: float) -> None:
+        transfer = None
+        if self.placement.needs_speeds and isinstance(leg, PrefillLeg):
+            transfer = leg.transfer
+            if transfer is not None and self.pool.get(leg.decode_id) is not None:
+                self.placement.note_transfer(leg.visit, leg.decode_id, transfer)
+        self.placement.note_computed(leg.visit, now_s, transfer.seconds if transfer else 0.0)
 
     def note_first_byte(self, visit: Visit) -> None:
         """A stream has begun: its prompt is computed, and decode has taken over."""

@@ -25,6 +25,7 @@ from baton.router.policies.roster import Roster
 from baton.router.policies.slo_aware import choose_pair
 from baton.router.policies.speeds import Speeds
 from baton.router.split import PairCost, SplitReason, Splitter, WholeCost
+from baton.router.transfer_report import Transfer
 from baton.router.workers import Worker
 
 SHORTEST_HANDOVER_S = 0.0001
@@ -86,6 +87,9 @@ class Placement:
         self._asks_for_shapes = any(
             config.policy_for(role) not in (PolicyName.RANDOM, PolicyName.ROUND_ROBIN)
             for role in config.roles
+        )
+        self._asks_for_speeds = any(
+            config.policy_for(role) is PolicyName.SLO_AWARE for role in config.roles
         )
         self._chooses_pairs = all(
             config.policy_for(role) is PolicyName.SLO_AWARE
@@ -164,6 +168,11 @@ class Placement:
         return self._asks_for_shapes or self._is_mixed
 
     @property
+    def needs_speeds(self) -> bool:
+        """Whether a choice may depend on how fast workers are."""
+        return self._asks_for_speeds or self._is_mixed
+
+    @property
     def _is_mixed(self) -> bool:
         return self._takes_pairs and len(self._unified.roster) > 0
 
@@ -238,11 +247,18 @@ class Placement:
         if breaker is not None and breaker.phase is BreakerPhase.HALF_OPEN:
             self.breakers.report(visit.worker_id, visit.epoch, Outcome.SUCCESS, now_s)
 
-    def note_computed(self, visit: Visit, now_s: float) -> None:
+    def note_transfer(self, prefill: Visit, decode_id: str, transfer: Transfer) -> None:
+        """A prefill worker said how long it wrote KV to this decode worker."""
+        self.speeds.note_transfer(
+            prefill.worker_id, decode_id, transfer.num_tokens, transfer.seconds
+        )
+
+    def note_computed(self, visit: Visit, now_s: float, transfer_s: float = 0.0) -> None:
         """Its prompt is computed: a prefill leg was answered, or a unified worker's first token is
-        here. At most once; of a short answer, the worker may have ended it before."""
+        here. At most once; of a short answer, the worker may have ended it before. `transfer_s` of
+        the time was no computation."""
         num_tokens = visit.num_ahead + visit.num_pending
-        self.speeds.note_prefill(visit.worker_id, num_tokens, now_s - visit.began_s)
+        self.speeds.note_prefill(visit.worker_id, num_tokens, now_s - visit.began_s - transfer_s)
         visit.computed_s = now_s
         if not visit.is_over:
             self._roster(visit.role).note_computed(visit.worker_id, visit.num_pending)

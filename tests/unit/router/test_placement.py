@@ -133,6 +133,14 @@ def test_speed_is_measured_over_what_was_ahead() -> None:
     assert place.placement.speeds.prefill.of(prefill.id) == pytest.approx(1000)
 
 
+def test_the_time_of_a_transfer_is_not_prefills() -> None:
+    place = Place()
+    prefill = place.add(WorkerRole.PREFILL)
+    visit = place.placement.begin(prefill, RoutedRequest(num_prompt_tokens=100), 0.0)
+    place.placement.note_computed(visit, 0.3, transfer_s=0.2)
+    assert place.placement.speeds.prefill.of(prefill.id) == pytest.approx(1000)
+
+
 def test_another_process_at_the_address_begins_anew() -> None:
     place = Place(breaker=BreakerRules(failure_threshold=1))
     prefill = place.add(WorkerRole.PREFILL)
