@@ -120,7 +120,7 @@ def parse_keys(text: str, source: str) -> dict[bytes, Caller]:
 def _entries(text: str, source: str) -> list[tuple[KeyEntry, str]]:
     """Each entry and how errors name it. The parsers' own texts are left out where they quote."""
     try:
-        content = yaml.load(text, Loader=yaml.CSafeLoader)
+        content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
