@@ -30,6 +30,10 @@ from baton.obs.logs import event_log
 
 log = event_log("api")
 
+TRANSFER_HEADER: Final = "X-Baton-Transfer"
+"""Of a prefill leg with one sample: tokens whose KV it wrote, and the seconds that this went on
+after the prompt was computed. The router measures the way between two workers by it."""
+
 TOKEN_COUNTS: Final = web.RequestKey("token_counts", TokenCounts)
 """What a request took and made, for its log line."""
 
@@ -86,7 +90,18 @@ async def _answer_at_once(
     async with aclosing(pieces):
         async for piece in pieces:
             outcomes[piece.index].add(piece)
-    return web.Response(body=answer.whole(outcomes), content_type="application/json")
+    return web.Response(
+        body=answer.whole(outcomes),
+        content_type="application/json",
+        headers=_transfer_headers(outcomes),
+    )
+
+
+def _transfer_headers(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    if len(outcomes) != 1 or not outcomes[0].transferred_tokens:
+        return {}
+    only = outcomes[0]
+    return {TRANSFER_HEADER: f"{only.transferred_tokens} {only.transfer_s:.6f}"}
 
 
 async def _answer_with_events(
@@ -104,6 +119,8 @@ async def _answer_with_events(
             async for piece in pieces:
                 outcome = outcomes[piece.index]
                 outcome.add(piece)
+                if piece.transferred_tokens and not events.has_started:
+                    events.response.headers.update(_transfer_headers(outcomes))
                 shown = answer.events(piece, outcome)
                 if piece.is_replayed:
                     continue

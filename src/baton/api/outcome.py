@@ -23,6 +23,8 @@ class Outcome:
     num_cached_tokens: int = 0
     finish: SampleFinish | None = None
     num_pieces: int = 0
+    transferred_tokens: int = 0
+    transfer_s: float = 0.0
 
     def add(self, piece: Piece) -> None:
         assert self.finish is None, "a piece after the finish"
@@ -34,6 +36,8 @@ class Outcome:
             self.prompt_logprobs = piece.prompt_logprobs
         self.num_cached_tokens = max(self.num_cached_tokens, piece.num_cached_tokens)
         self.finish = piece.finish
+        if piece.transferred_tokens:
+            self.transferred_tokens, self.transfer_s = piece.transferred_tokens, piece.transfer_s
 
     @property
     def num_prompt_tokens(self) -> int:

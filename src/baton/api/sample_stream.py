@@ -43,6 +43,8 @@ class Piece:
     num_cached_tokens: int = 0
     finish: SampleFinish | None = None
     is_replayed: bool = False
+    transferred_tokens: int = 0
+    transfer_s: float = 0.0
 
 
 class Stopwatch:
@@ -158,6 +160,8 @@ def _piece(sample: Sample, text: SampleText, output: TokenOutput) -> Piece:
         prompt_logprobs=output.prompt_logprobs,
         num_cached_tokens=output.num_cached_tokens,
         finish=_sample_finish(finish, matched),
+        transferred_tokens=output.transferred_tokens,
+        transfer_s=output.transfer_s,
     )
 
 
@@ -167,6 +171,8 @@ def _discarded(sample: Sample, output: TokenOutput) -> Piece:
         prompt_logprobs=output.prompt_logprobs,
         num_cached_tokens=output.num_cached_tokens,
         finish=SampleFinish(reason="length") if output.finish else None,
+        transferred_tokens=output.transferred_tokens,
+        transfer_s=output.transfer_s,
     )
 
 

@@ -304,8 +304,10 @@ class PrefillRole:
             ),
         )
         del self._legs[leg.pair]
-        self._tally.left(leg.state, self._clock.now_s() - leg.since_s)
-        self._core.finish_delivered(leg.sequence)
+        writing_s = self._clock.now_s() - leg.since_s
+        self._tally.left(leg.state, writing_s)
+        num_tokens = len(reservation.message.block_ids) * self._layout.block_size
+        self._core.finish_delivered(leg.sequence, num_tokens, writing_s)
 
     def _end(self, leg: PrefillLeg, finish: Finish, *, is_told: bool = True) -> None:
         """End a leg without delivery. Its client hears at once; its blocks and the decode side when

@@ -176,11 +176,19 @@ class EngineCore:
         self.scheduler.adopt(sequence)
         self._append(sequence, token_id, logprob)
 
-    def finish_delivered(self, sequence: Sequence) -> None:
+    def finish_delivered(
+        self, sequence: Sequence, transferred_tokens: int = 0, transfer_s: float = 0.0
+    ) -> None:
         """End a prefill leg whose KV has gone over: its one token is its whole answer."""
         assert sequence.held_output is not None
         finish = Finish(reason=FinishReason.LENGTH)
-        self._outputs.append(msgspec.structs.replace(sequence.held_output, finish=finish))
+        output = msgspec.structs.replace(
+            sequence.held_output,
+            finish=finish,
+            transferred_tokens=transferred_tokens,
+            transfer_s=transfer_s,
+        )
+        self._outputs.append(output)
         self._finish(sequence, finish, emit=False)
 
     def ledger(self) -> BlockLedger:

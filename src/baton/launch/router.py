@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import uvloop
@@ -31,15 +32,18 @@ from baton.router.config import (
     parse_worker_url,
 )
 from baton.router.event_ids import derive_key
+from baton.router.keys import read_keys
 from baton.router.policies import CacheRules, PolicyName
 from baton.router.server import StopRequests, run_router
 from baton.router.split import SplitRules
+from baton.router.tls import TlsFiles
 from baton.router.waiting import WaitingRules
 
 __all__ = ["RouterConfig", "StopRequests", "config_from", "main", "make_parser", "run_router"]
 
 _LOG_LEVELS = {"debug": "debug", "info": "info", "warn": "warning", "warning": "warning",
                "error": "error"}  # fmt: skip
+WORKER_KEY_VARIABLE = "BATON_WORKER_API_KEY"
 _EXAMPLES = """examples:
   # prefill and decode workers; the second prefill worker's bootstrap port is not the default
   baton router --pd-disaggregation \\
@@ -57,16 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = make_parser().parse_args(argv)
         config = config_from(args, environ=os.environ)
         configure_logging(_LOG_LEVELS[args.log_level], "router")
-        uvloop.run(run_router(config, ready=lambda port: _announce(config.host, port)))
+        uvloop.run(run_router(config, ready=lambda port: _announce(config, port)))
     except ConfigError as error:
         print(f"baton router: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _announce(host: str, port: int) -> None:
-    shown = f"[{host}]" if ":" in host else host
-    print(f"baton router listening on http://{shown}:{port}", flush=True)
+def _announce(config: RouterConfig, port: int) -> None:
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    scheme = "http" if config.tls.certificate is None else "https"
+    print(f"baton router listening on {scheme}://{shown}:{port}", flush=True)
 
 
 def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
@@ -78,6 +83,7 @@ def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_address(parser.add_argument_group("address"))
+    _add_tls(parser.add_argument_group("TLS"))
     _add_workers(parser.add_argument_group("workers"))
     _add_policies(parser.add_argument_group("routing policy"))
     _add_split(parser.add_argument_group("unified workers beside prefill and decode"))
@@ -106,11 +112,49 @@ def _add_address(group: Any) -> None:
         f"{API_KEY_VARIABLE})",
     )
     group.add_argument(
+        "--api-keys",
+        metavar="FILE",
+        help="YAML list of keys with their tenants and limits: key or key_sha256, tenant, weight, "
+        "max_concurrent, requests_per_minute, tokens_per_minute, max_priority, admin. --api-key is "
+        "then one key more, of an administrator without limits",
+    )
+    group.add_argument(
+        "--worker-api-key",
+        help="key that the router sends to workers, in place of clients' (default: --api-key; "
+        f"environment: {WORKER_KEY_VARIABLE})",
+    )
+    group.add_argument(
         "--log-level",
         choices=sorted(_LOG_LEVELS),
         default="info",
         help="least important events that are logged (default: %(default)s)",
     )
+
+
+def _add_tls(group: Any) -> None:
+    group.add_argument(
+        "--ssl-certfile",
+        "--tls-cert-path",
+        metavar="FILE",
+        help="PEM certificate, with those that signed it; clients then come over https only",
+    )
+    group.add_argument(
+        "--ssl-keyfile",
+        "--tls-key-path",
+        metavar="FILE",
+        help="its private key (default: in the same file)",
+    )
+    group.add_argument(
+        "--ca-cert-paths",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="certificates that https workers must be signed by (default: the system's)",
+    )
+    group.add_argument(
+        "--client-cert-path", metavar="FILE", help="certificate shown to https workers that ask"
+    )
+    group.add_argument("--client-key-path", metavar="FILE", help="its private key")
 
 
 def _add_workers(group: Any) -> None:
@@ -174,6 +218,15 @@ def _add_policies(group: Any) -> None:
             help=f"how to choose {role} workers (default: as --policy)",
         )
     _add_cache_rules(group)
+    _add_exposure(group)
+
+
+def _add_exposure(group: Any) -> None:
+    group.add_argument(
+        "--expose-routing",
+        action="store_true",
+        help="answers say in X-Baton-Route which workers served them and why, with their URLs",
+    )
 
 
 def _add_cache_rules(group: Any) -> None:
@@ -461,8 +514,18 @@ def config_from(
             low_values_first=args.schedule_low_priority_values_first,
         ),
         tenant_header=args.tenant_header,
+        expose_routing=args.expose_routing,
         api_key=_api_key(args, environ or {}),
         event_id_key=_event_id_key(args, environ or {}),
+        callers=read_keys(Path(args.api_keys)) if args.api_keys else None,
+        tls=TlsFiles(
+            certificate=args.ssl_certfile,
+            key=args.ssl_keyfile,
+            worker_cas=tuple(args.ca_cert_paths),
+            client_certificate=args.client_cert_path,
+            client_key=args.client_key_path,
+        ),
+        worker_key=args.worker_api_key or (environ or {}).get(WORKER_KEY_VARIABLE),
     )
 
 

@@ -50,7 +50,9 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
 
 class TokenOutput(_Message, frozen=True, kw_only=True, tag=False):
     """New tokens of one request. `logprobs` has one entry per token when asked for.
-    `prompt_logprobs` comes with the first output only."""
+    `prompt_logprobs` comes with the first output only. `transferred_tokens`: of a prefill leg, how
+    many tokens' KV it wrote to its decode worker, and `transfer_s` how long that went on after the
+    prompt was computed."""
 
     request_id: str
     token_ids: list[int] = []
@@ -58,6 +60,8 @@ class TokenOutput(_Message, frozen=True, kw_only=True, tag=False):
     prompt_logprobs: list[TokenLogprob] | None = None
     num_cached_tokens: int = 0
     finish: Finish | None = None
+    transferred_tokens: int = 0
+    transfer_s: float = 0.0
 
 
 class StepOutputs(_Message, frozen=True, kw_only=True):

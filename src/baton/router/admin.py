@@ -72,9 +72,21 @@ class AdminHandlers:
             answer["reason"] = "no healthy worker of role " + " and ".join(missing)
         return _json(answer, status=503 if missing else 200)
 
+    async def queue(self, _request: Request) -> Response:
+        """How long a request that came now would probably wait."""
+        admission = self._fleet.admission
+        answer = {
+            "waiting": admission.num_waiting,
+            "running": admission.num_running,
+            "max_running": self._config.waiting.max_running,
+            "max_waiting": self._config.waiting.max_waiting,
+            "expected_wait_s": round(admission.expected_wait_s, 3),
+        }
+        return _json(answer)
+
     async def health_generate(self, request: Request) -> Response:
         """One worker of every role makes a token; the first that cannot is the answer."""
-        workers = self._fleet.plan()
+        workers = self._fleet.plan().workers
         calls = (self._call(worker, request, b"", PROBE_TIMEOUT_S) for worker in workers)
         for answer in await asyncio.gather(*calls):
             if answer.status >= 400:
@@ -188,7 +200,11 @@ class AdminHandlers:
         body: bytes,
         timeout_s: float = WORKER_CALL_TIMEOUT_S,
     ) -> WholeAnswer:
-        headers = forwarded_headers(request.headers, request_id_of(request.headers))
+        headers = forwarded_headers(
+            request.headers,
+            request_id_of(request.headers),
+            self._config.authorization_of_workers,
+        )
         method = "GET" if request.method == "HEAD" else request.method
         return await self._wire.fetch(worker, method, request.target, body, headers, timeout_s)
 

@@ -72,9 +72,34 @@ class Admission:
         self._num_arrivals = 0
         metrics.watch_line(self._line)
 
-    def enter(self, standing: Standing, num_tokens: int, poke: Callable[[], None]) -> Turn:
-        """A request arrives; `poke` is called when its turn has come, or it must go. Raises
-        TurnedAway if there is no place to wait."""
+    @property
+    def num_waiting(self) -> int:
+        return self._line.num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Those whose turn has come; 0 where nobody ever waits."""
+        return self._line.num_running
+
+    @property
+    def expected_wait_s(self) -> float:
+        """For a request that came now."""
+        return self._line.expected_wait_s
+
+    def outlook(self, turn: Turn) -> tuple[int, float | None]:
+        """Of one that waits: its place in the line, from 1, and how long it will probably be
+        there; None before that was measured."""
+        return self._line.num_before(turn.id) + 1, self._line.estimated_wait_s(turn.id)
+
+    def enter(
+        self,
+        standing: Standing,
+        num_tokens: int,
+        poke: Callable[[], None],
+        max_wait_s: float | None = None,
+    ) -> Turn:
+        """A request arrives; `poke` is called when its turn has come, or it must go. `max_wait_s`:
+        its own limit. Raises TurnedAway if there is no place to wait."""
         if self.is_open:
             return Turn("", poke, None, has_come=True)
         self._num_arrivals += 1
@@ -85,6 +110,8 @@ class Admission:
             priority=standing.priority,
             num_tokens=num_tokens,
             now_s=self._clock.now_s(),
+            max_wait_s=max_wait_s,
+            weight=standing.weight,
         )
         if arrival.refusal is not None:
             raise self._turned_away(arrival.refusal)

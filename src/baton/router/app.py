@@ -5,7 +5,6 @@ Elsewhere: handlers (generation.py, admin.py), HTTP (http/), listening and signa
 """
 
 import contextlib
-import hmac
 from collections.abc import AsyncIterator
 
 from baton.core.clock import Clock, MonotonicClock
@@ -17,22 +16,24 @@ from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
 from baton.router.fleet import Fleet
 from baton.router.generation import GenerationHandlers, problem_of
+from baton.router.guard import guard_of
 from baton.router.health import HealthMonitor
 from baton.router.http.client import UpstreamPool
 from baton.router.http.messages import Request, Response
 from baton.router.http.routes import NoMethod, NoRoute, Routes
 from baton.router.http.stream import ResponseStream
+from baton.router.keys import Callers, KeyTable
 from baton.router.legs import Wire
 from baton.router.requests import GENERATION_ROUTES
+from baton.router.tenants import TenantGate
+from baton.router.tls import context_for_workers
+from baton.router.trace_context import trace_id_of
 
 _log = EventLog("baton.router")
 
 KEEPALIVE_S = 4.0
 """Below the 5 s after which uvicorn, SGLang's server, closes idle connections: a request must
 not meet a connection that is just being closed."""
-
-OPEN_ROUTES = frozenset(("/health", "/liveness", "/readiness", "/health_generate", "/metrics"))
-"""What probes and scrapers ask, without the API key."""
 
 
 class RouterApp:
@@ -41,17 +42,27 @@ class RouterApp:
     def __init__(self, config: RouterConfig, clock: Clock | None = None):
         self._config = config
         self._clock = clock or MonotonicClock()
-        self._expected_key = f"Bearer {config.api_key}".encode()
+        self._keys = None
+        if config.callers is not None:
+            self._keys = KeyTable(config.callers, config.api_key)
+        self._guard = guard_of(config, self._keys)
+        self._tenants = TenantGate(self._clock, config.waiting.low_values_first)
         self.fleet = Fleet(config, self._clock)
         self._wire = Wire(self.fleet, config.prefill_drain_limit_s, config.resume_stall_s)
         self.fleet.give_up_on = self._wire.give_up_on
-        self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
+        if self._keys is not None:
+            self.fleet.metrics.watch_tenants(self._tenants.metrics())
+        self.generation = GenerationHandlers(
+            config, self.fleet, self._wire, self._clock, self._tenants
+        )
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The life of all connections to workers."""
-        connections = UpstreamPool(self._config.connect_timeout_s, KEEPALIVE_S)
+        connections = UpstreamPool(
+            self._config.connect_timeout_s, KEEPALIVE_S, context_for_workers(self._config.tls)
+        )
         self._wire.attach(connections)
         self.fleet.attach(self._monitor(connections))
         try:
@@ -64,9 +75,14 @@ class RouterApp:
 
     def admit(self, request: Request) -> Response | None:
         """Ask for the key: the bodies of those without it are not read."""
-        if self._config.api_key is None or self._has_key(request):
-            return None
-        return problem_response(_WRONG_KEY, request_id_of(request.headers))
+        problem = None if self._guard is None else self._guard.problem_with(request)
+        return None if problem is None else _told(request, problem)
+
+    def replace_keys(self, callers: Callers) -> None:
+        """From now on these keys count, and no others beside --api-key; what runs runs on."""
+        assert self._keys is not None, "a router without a file of keys has none to replace"
+        self._keys.replace(callers)
+        self._tenants.keep_only(self._keys.tenants)
 
     async def handle(self, request: Request) -> Response | ResponseStream:
         """Give every error one shape."""
@@ -81,13 +97,20 @@ class RouterApp:
         except NoMethod as error:
             return self._refuse_method(request, ", ".join(sorted(error.allowed)))
         except RequestError as error:
-            return problem_response(problem_of(error), request_id_of(request.headers))
+            return _told(request, problem_of(error))
         except RouterFailure as failure:
-            return problem_response(failure.problem, request_id_of(request.headers))
+            return _told(request, failure.problem)
         except Exception as error:
             request_id = request_id_of(request.headers)
-            _log.error("internal error", exc=error, request_id=request_id, route=request.path)
-            return problem_response(_INTERNAL, request_id)
+            trace_id = trace_id_of(request.headers)
+            _log.error(
+                "internal error",
+                exc=error,
+                request_id=request_id,
+                trace_id=trace_id or "none",
+                route=request.path,
+            )
+            return problem_response(_INTERNAL, request_id, trace_id)
         if isinstance(response, Response) and REQUEST_ID not in response.headers:
             headers = {**response.headers, REQUEST_ID: request_id_of(request.headers)}
             return Response(response.status, response.body, headers)
@@ -104,15 +127,10 @@ class RouterApp:
         response = _refusal(request, 405, "method_not_allowed", message)
         return Response(405, response.body, {**response.headers, "Allow": allowed})
 
-    def _has_key(self, request: Request) -> bool:
-        if request.path in OPEN_ROUTES:
-            return True
-        given = request.headers.get("authorization", "").encode("latin-1")
-        return hmac.compare_digest(given, self._expected_key)
-
     def _monitor(self, connections: UpstreamPool) -> HealthMonitor:
         config = self._config
-        headers = {"Authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        key = config.authorization_of_probes
+        headers = {"Authorization": key} if key else {}
         return HealthMonitor(
             self.fleet.pool,
             connections,
@@ -124,8 +142,12 @@ class RouterApp:
 
 
 def _refusal(request: Request | None, status: int, code: str, message: str) -> Response:
-    request_id = request_id_of(request.headers if request is not None else {})
-    return problem_response(Problem(status=status, code=code, message=message), request_id)
+    return _told(request, Problem(status=status, code=code, message=message))
+
+
+def _told(request: Request | None, problem: Problem) -> Response:
+    headers = request.headers if request is not None else {}
+    return problem_response(problem, request_id_of(headers), trace_id_of(headers))
 
 
 def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
@@ -135,6 +157,7 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     for path in ("/health", "/liveness"):
         routes.add("GET", path, admin.health)
     routes.add("GET", "/readiness", admin.readiness)
+    routes.add("GET", "/queue", admin.queue)
     routes.add("GET", "/health_generate", admin.health_generate)
     routes.add("GET", "/metrics", admin.metrics)
     routes.add("GET", "/workers", admin.list_workers)
@@ -157,11 +180,6 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     return routes
 
 
-_WRONG_KEY = Problem(
-    status=401,
-    code="invalid_api_key",
-    message="the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
-)
 _INTERNAL = Problem(
     status=500, code="internal_error", message="the router failed; its log says how"
 )

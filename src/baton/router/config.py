@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 
 from baton.core.errors import ConfigError
 from baton.router.breaker import BreakerRules
+from baton.router.keys import Callers
 from baton.router.policies import CacheRules, PolicyName
 from baton.router.split import SplitRules
+from baton.router.tls import TlsFiles
 from baton.router.waiting import WaitingRules
 
 MAX_PORT = 65535
@@ -48,7 +50,9 @@ class HealthRules:
 @dataclass(frozen=True)
 class RouterConfig:
     """`seed` makes choices and room numbers repeatable; None draws from the system. With an
-    `event_id_key`, streams carry ids that clients may come back with."""
+    `event_id_key`, streams carry ids that clients may come back with. `worker_key` is what the
+    router itself sends to workers; None: --api-key, and clients' own keys where there is no file
+    of keys."""
 
     host: str = "127.0.0.1"
     port: int = 30000
@@ -73,8 +77,12 @@ class RouterConfig:
     split: SplitRules = field(default_factory=SplitRules)
     waiting: WaitingRules = field(default_factory=WaitingRules)
     tenant_header: str | None = None
+    expose_routing: bool = False
     api_key: str | None = None
     event_id_key: bytes | None = field(default=None, repr=False)
+    callers: Callers | None = None
+    worker_key: str | None = None
+    tls: TlsFiles = field(default_factory=TlsFiles)
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -105,6 +113,11 @@ class RouterConfig:
         self._check_placement()
         self._check_waiting()
         self._check_workers()
+        if self.callers is not None and self.tenant_header is not None:
+            raise ConfigError(
+                f"--tenant-header {self.tenant_header} and --api-keys both say who the tenant is; "
+                "leave one of them out"
+            )
 
     def _check_breaker(self) -> None:
         rules = self.breaker
@@ -156,6 +169,21 @@ class RouterConfig:
                 return self.decode_policy or self.policy
             case WorkerRole.REGULAR:
                 return self.policy
+
+    @property
+    def authorization_of_workers(self) -> str | None:
+        """The header in which workers get the router's key, "" for none, in place of a client's;
+        None: clients' own go through, to workers that check them."""
+        key = self.worker_key or (self.api_key if self.callers is not None else None)
+        if key is not None:
+            return f"Bearer {key}"
+        return None if self.callers is None else ""
+
+    @property
+    def authorization_of_probes(self) -> str:
+        """The header that the router's own questions to workers carry, "" for none."""
+        key = self.worker_key or self.api_key
+        return f"Bearer {key}" if key is not None else ""
 
     @property
     def roles(self) -> tuple[WorkerRole, ...]:

@@ -17,40 +17,63 @@ from baton.router.http.messages import Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
 from baton.router.pair import serve_on_pair
+from baton.router.plan import ROUTE_HEADER, Plan, route_text
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
-from baton.router.prompt_shape import shape_of, standing_of
+from baton.router.prompt_shape import Standing, priority_of, shape_of, standing_of
+from baton.router.queue_updates import max_wait_s_of, wait_for_turn
 from baton.router.setbacks import Setbacks
+from baton.router.tenants import TenantGate
 from baton.router.workers import Worker
 
 _log = EventLog("baton.router")
 
 
 class Dispatcher:
-    def __init__(self, config: RouterConfig, fleet: Fleet, wire: Wire):
+    def __init__(self, config: RouterConfig, fleet: Fleet, wire: Wire, tenants: TenantGate):
         self._config = config
+        self._tenants = tenants
         self._fleet = fleet
         self._wire = wire
 
     async def serve(self, exchange: Exchange) -> Response | ResponseStream:
         """Answer the request when its turn has come; raises RouterFailure."""
-        admission, request = self._fleet.admission, self._shape_of(exchange)
+        request, caller = self._shape_of(exchange), exchange.caller
+        if caller is None:
+            if self._fleet.admission.is_open:
+                return await self._serve_now(exchange, request)
+            return await self._serve_in_turn(exchange, request)
+        with self._tenants.entered(exchange, caller, request.num_tokens):
+            return await self._serve_in_turn(exchange, request)
+
+    async def _serve_in_turn(
+        self, exchange: Exchange, request: RoutedRequest
+    ) -> Response | ResponseStream:
+        admission = self._fleet.admission
         if admission.is_open:
             return await self._serve_now(exchange, request)
-        standing = standing_of(
-            exchange.generation, exchange.client_headers, self._config.tenant_header
-        )
-        turn = admission.enter(standing, request.num_tokens, exchange.poke)
+        standing = self._standing_of(exchange)
+        max_wait_s = max_wait_s_of(exchange.client_headers)
+        turn = admission.enter(standing, request.num_tokens, exchange.poke, max_wait_s)
         try:
-            while not turn.has_come:
-                await exchange.changed()
+            if not turn.has_come:
+                await wait_for_turn(turn, exchange, admission)
             return await self._serve_now(exchange, request)
         finally:
             turn.leave()
 
+    def _standing_of(self, exchange: Exchange) -> Standing:
+        generation, caller = exchange.generation, exchange.caller
+        if caller is None:
+            return standing_of(generation, exchange.client_headers, self._config.tenant_header)
+        return Standing(
+            tenant=caller.tenant, priority=priority_of(generation), weight=caller.rules.weight
+        )
+
     def _shape_of(self, exchange: Exchange) -> RoutedRequest:
         """Looked into no deeper than somebody asks."""
-        placement = self._fleet.placement
-        if self._fleet.admission.is_open and not placement.needs_shapes:
+        placement, caller = self._fleet.placement, exchange.caller
+        counts_tokens = caller is not None and caller.rules.tokens_per_minute is not None
+        if self._fleet.admission.is_open and not placement.needs_shapes and not counts_tokens:
             return UNKNOWN_REQUEST
         return shape_of(
             exchange.generation,
@@ -113,19 +136,26 @@ class Dispatcher:
         refusal: LegRefused | None = None
         for _ in range(self._config.max_attempts):
             try:
-                workers = self._fleet.plan(request, tried)
+                plan = self._fleet.plan(request, tried)
             except NoWorker as nobody:
                 raise refusal or nobody from None
             if refusal is not None:
                 self._fleet.metrics.retries.inc()
+            self._note_plan(exchange, plan)
             try:
-                return await self._attempt(exchange, request, workers)
+                return await self._attempt(exchange, request, plan.workers)
             except LegRefused as error:
                 tried.add(error.worker.id)
                 refusal = error
                 exchange.begin_again()
         assert refusal is not None, "max_attempts is at least 1"
         raise refusal
+
+    def _note_plan(self, exchange: Exchange, plan: Plan) -> None:
+        exchange.plan = plan
+        exposes = self._config.expose_routing
+        if exposes or plan.split_reason is not None:
+            exchange.add_headers({ROUTE_HEADER: route_text(plan, exposes)})
 
     async def _attempt(
         self, exchange: Exchange, request: RoutedRequest, workers: list[Worker]

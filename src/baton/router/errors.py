@@ -39,6 +39,7 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     param: str | None = None
     code: str | None = None
+    trace_id: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +51,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     param: str | None = None
     retry_after_s: int | None = None
 
-    def body(self) -> bytes:
+    def body(self, trace_id: str = "") -> bytes:
+        """`trace_id` is said beside OpenAI's fields, if there is one."""
         error = ErrorBody(
-            message=self.message, type=_type_of(self.status), param=self.param, code=self.code
+            message=self.message,
+            type=_type_of(self.status),
+            param=self.param,
+            code=self.code,
+            trace_id=trace_id or msgspec.UNSET,
         )
         return msgspec.json.encode({"error": error})
 

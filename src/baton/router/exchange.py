@@ -33,13 +33,16 @@ from baton.router.event_ids import RequestIds
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.http.upstream import header_block
+from baton.router.keys import Caller
 from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
 from baton.router.numbered_stream import Diverged, NumberedStream, Regrouped
+from baton.router.plan import QUEUE_WAIT_HEADER, Plan
 from baton.router.requests import Generation
 from baton.router.sample_marks import SEVERAL, MarkedSamples
+from baton.router.trace_context import TRACEPARENT, TRACESTATE, forwarded_trace, trace_id_of
 
 _log = EventLog("baton.router")
 
@@ -48,9 +51,8 @@ _REQUEST_ID = REQUEST_ID.lower()
 ATTEMPT_HEADER = "X-Baton-Attempt"
 """From the second attempt on: a worker may still have an earlier one of the same `rid`."""
 
-_FORWARDED = frozenset(
-    ("authorization", "x-correlation-id", "traceparent", "tracestate", "x-smg-routing-key")
-)
+_AUTHORIZATION = "authorization"
+_FORWARDED = frozenset((_AUTHORIZATION, "x-correlation-id", "x-smg-routing-key"))
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
@@ -61,24 +63,35 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     return f"req-{secrets.token_hex(12)}"
 
 
-def forwarded_headers(headers: Mapping[str, str], request_id: str) -> dict[str, str]:
-    """What workers get to see of a client's headers, whose names are lower case."""
+def forwarded_headers(
+    headers: Mapping[str, str], request_id: str, authorization: str | None = None
+) -> dict[str, str]:
+    """What workers get to see of a client's headers, whose names are lower case. `authorization`
+    takes the place of the client's own, "" leaves it out."""
     forwarded = {
         name: value
         for name, value in headers.items()
         if name in _FORWARDED or (name.startswith(_REQUEST_ID) and name != _REQUEST_ID)
     }
+    parent = headers.get(TRACEPARENT)
+    if parent is not None:
+        forwarded.update(forwarded_trace(parent, headers.get(TRACESTATE)))
+    if authorization is not None:
+        forwarded.pop(_AUTHORIZATION, None)
+        if authorization:
+            forwarded["Authorization"] = authorization
     forwarded[REQUEST_ID] = request_id
     forwarded["Content-Type"] = "application/json"
     forwarded["Accept"] = "*/*"
     return forwarded
 
 
-def problem_response(problem: Problem, request_id: str) -> Response:
+def problem_response(problem: Problem, request_id: str, trace_id: str = "") -> Response:
+    """`trace_id`: the client's own, if it sent one."""
     headers = {"Content-Type": "application/json", REQUEST_ID: request_id}
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
-    return Response(problem.status, problem.body(), headers)
+    return Response(problem.status, problem.body(trace_id), headers)
 
 
 def _has_died(failure: LegFailure) -> bool:
@@ -98,16 +111,22 @@ class Exchange:
         clock: Clock,
         started_s: float,
         may_retry: bool = False,
+        authorization: str | None = None,
     ):
         self.generation = generation
         self.request_id = request_id
         self.may_retry = may_retry
         self.may_resume = may_retry and generation.may_be_marked
-        headers = forwarded_headers(request.headers, request_id)
+        headers = forwarded_headers(request.headers, request_id, authorization)
         if self.may_resume:
             headers[MARKS_HEADER] = "1"
         self.header_lines = self._first_header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
+        self.caller: Caller | None = request.caller
+        self.plan: Plan | None = None
+        self.num_resumes = 0
+        self.waited_s = 0.0
+        self._own_headers: dict[str, str] | None = None
         self._request = request
         self._wire = wire
         self._metrics = metrics
@@ -115,6 +134,7 @@ class Exchange:
         self._started_s = started_s
         self._stream: ResponseStream | None = None
         self._ids: RequestIds | None = None
+        self._early: ResponseStream | None = None
         self._marked: MarkedStream | None = None
         self._merge: PromptLogprobs | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -127,6 +147,32 @@ class Exchange:
         """To its stream's events; a client that came back gets only what it has not seen."""
         self._ids = ids
         self.generation = ids.asked_again(self.generation)
+
+    @property
+    def trace_id(self) -> str:
+        """The trace that the client says it belongs to, "" for none."""
+        return trace_id_of(self.client_headers)
+
+    def add_headers(self, headers: Mapping[str, str]) -> None:
+        """What the router says with the answer, whatever it will be."""
+        if headers:
+            self._own_headers = {**(self._own_headers or {}), **headers}
+
+    def note_waited(self) -> None:
+        """It has waited for its turn until now."""
+        self.waited_s = self._clock.now_s() - self._started_s
+        self.add_headers({QUEUE_WAIT_HEADER: f"{self.waited_s:.3f}"})
+
+    def comment(self, line: bytes) -> None:
+        """Say something before any worker has answered: from the first time on, the answer is a
+        stream, and errors are events in it."""
+        assert self._stream is None
+        if self._early is None:
+            headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+            headers |= {REQUEST_ID: self.request_id, **(self._own_headers or {})}
+            self._early = self._request.begin_stream(200, headers)
+        if not self._early.is_paused:
+            self._early.write(line)
 
     def expire(self, limit_s: float) -> None:
         """Time is up: the request ends now."""
@@ -170,7 +216,7 @@ class Exchange:
         if leg.is_stream:
             self._merge = merge or self._merge
             return await self._pass_stream(leg, self._merge)
-        if self._stream is not None:
+        if self._stream is not None or self._early is not None:
             raise self._wire.failed(LegBroken(leg.worker, "it went on with a stream by no stream"))
         try:
             body = leg.body if merge is None else merge.into_body(leg.body)
@@ -201,6 +247,7 @@ class Exchange:
     def resume(self) -> None:
         """From now on the request is for what the client has not seen yet."""
         self.begin_again()
+        self.num_resumes += 1
         if self._marked is not None:
             self._marked.drop_held()
             self.generation = self.generation.resumed(msgspec.json.encode(self._marked.resume))
@@ -209,15 +256,21 @@ class Exchange:
         """Tell the client what went wrong."""
         problem = failure.problem
         self.status, self.reason = problem.status, problem.message
-        if self._stream is not None:
-            self._stream.end(sse.event(problem.body()) + sse.DONE_EVENT)
-            return self._stream
+        stream = self._stream or self._early
+        if stream is not None:
+            stream.end(sse.event(problem.body(self.trace_id)) + sse.DONE_EVENT)
+            return stream
         if isinstance(failure, LegRejected):
             return self._whole(failure.status, failure.headers, failure.body)
-        return problem_response(problem, self.request_id)
+        response = problem_response(problem, self.request_id, self.trace_id)
+        if self._own_headers is None:
+            return response
+        return Response(response.status, response.body, {**response.headers, **self._own_headers})
 
     def _whole(self, status: int, headers: Mapping[str, str], body: bytes) -> Response:
         self.status = status
+        if self._own_headers is not None:
+            headers = {**headers, **self._own_headers}
         return Response(status, body, {**headers, REQUEST_ID: self.request_id})
 
     async def _pass_stream(self, leg: AnswerLeg, merge: PromptLogprobs | None) -> ResponseStream:
@@ -257,7 +310,9 @@ class Exchange:
         self._marked = self._marked_by(leg, said) if said is not None and self.may_resume else None
         leg.may_move = self._marked is not None
         headers[REQUEST_ID] = self.request_id
-        self._stream = self._request.begin_stream(leg.status, headers)
+        if self._own_headers is not None:
+            headers.update(self._own_headers)
+        self._stream = self._early or self._request.begin_stream(leg.status, headers)
         return self._stream
 
     def _marked_by(self, leg: AnswerLeg, said: str) -> MarkedStream:

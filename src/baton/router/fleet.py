@@ -18,9 +18,10 @@ from baton.router.breaker import Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor, log_move
-from baton.router.legs import Leg
+from baton.router.legs import Leg, PrefillLeg
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
+from baton.router.plan import Plan
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.workers import Phase, Worker, WorkerPool
 
@@ -103,14 +104,12 @@ class Fleet:
             return []
         return [role for role in self._config.roles if not self.pool.healthy(role)]
 
-    def plan(
-        self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()
-    ) -> list[Worker]:
+    def plan(self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()) -> Plan:
         """Whom to send a request to: one worker, or prefill and decode; raises NoWorker."""
         now_s = self._clock.now_s()
-        workers = self.placement.plan(request, tried, now_s)
-        if workers is not None:
-            return workers
+        plan = self.placement.plan(request, tried, now_s)
+        if plan is not None:
+            return plan
         usable = self.placement.has_usable
         role = next(role for role in self._config.roles if not usable(role, tried))
         num_cut_off, retry_after_s = self.placement.cut_off(role, now_s)
@@ -137,10 +136,18 @@ class Fleet:
         """How it ended is what the worker's breaker is told."""
         visit, outcome, now_s = leg.visit, _outcome_of(leg), self._clock.now_s()
         if visit.role is WorkerRole.PREFILL and outcome is Outcome.SUCCESS:
-            self.placement.note_computed(visit, now_s)
+            self._note_prefilled(leg, now_s)
         self.pool.end(leg.worker)
         self.placement.end(visit, outcome, now_s)
         self._changed.set()
+
+    def _note_prefilled(self, leg: Leg, now_s: float) -> None:
+        transfer = None
+        if self.placement.needs_speeds and isinstance(leg, PrefillLeg):
+            transfer = leg.transfer
+            if transfer is not None and self.pool.get(leg.decode_id) is not None:
+                self.placement.note_transfer(leg.visit, leg.decode_id, transfer)
+        self.placement.note_computed(leg.visit, now_s, transfer.seconds if transfer else 0.0)
 
     def note_first_byte(self, visit: Visit) -> None:
         """A stream has begun: its prompt is computed, and decode has taken over."""

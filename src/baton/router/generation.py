@@ -4,6 +4,8 @@ Elsewhere: everything about workers and operation (admin.py), the table of route
 """
 
 import asyncio
+import logging
+from typing import Any
 
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
@@ -19,7 +21,10 @@ from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
+from baton.router.plan import route_fields
 from baton.router.requests import Generation, parse_generation
+from baton.router.tenants import TenantGate
+from baton.router.trace_context import trace_id_of
 
 _log = EventLog("baton.router")
 
@@ -27,14 +32,17 @@ _log = EventLog("baton.router")
 class GenerationHandlers:
     """`idle` is set while no request runs."""
 
-    def __init__(self, config: RouterConfig, fleet: Fleet, wire: Wire, clock: Clock):
+    def __init__(
+        self, config: RouterConfig, fleet: Fleet, wire: Wire, clock: Clock, tenants: TenantGate
+    ):
         self._config = config
         self._fleet = fleet
         self._wire = wire
         self._clock = clock
         key = config.event_id_key
         self._event_ids = EventIds(key) if key is not None else None
-        self._dispatcher = Dispatcher(config, fleet, wire)
+        self._authorization = config.authorization_of_workers
+        self._dispatcher = Dispatcher(config, fleet, wire, tenants)
         limit_s = config.request_timeout_s
         self._running = Deadlines[Exchange](limit_s, lambda exchange: exchange.expire(limit_s))
         self._is_stopping = False
@@ -61,7 +69,7 @@ class GenerationHandlers:
         started_s = self._clock.now_s()
         request_id = request_id_of(request.headers)
         route, metrics = request.path, self._fleet.metrics
-        status, reason = CLIENT_GONE_STATUS, ""
+        status, reason, exchange = CLIENT_GONE_STATUS, "", None
         metrics.exchanges.num_inflight += 1
         try:
             generation = parse_generation(route, request.body)
@@ -83,6 +91,7 @@ class GenerationHandlers:
                 self._clock,
                 started_s,
                 may_retry=self._config.max_resumes > 0,
+                authorization=self._authorization,
             )
             if ids is not None:
                 exchange.give_ids(ids)
@@ -92,7 +101,7 @@ class GenerationHandlers:
                 status, reason = exchange.status, exchange.reason
         except RequestError as error:
             status, reason = error.status, error.message
-            return problem_response(problem_of(error), request_id)
+            return problem_response(problem_of(error), request_id, trace_id_of(request.headers))
         except Exception as error:
             status, reason = 500, repr(error)
             raise
@@ -100,16 +109,8 @@ class GenerationHandlers:
             duration_s = self._clock.now_s() - started_s
             metrics.exchanges.num_inflight -= 1
             metrics.exchanges.note_end(route, status, duration_s)
-            if status >= 400:
-                write = _log.warning if status >= 500 else _log.info
-                write(
-                    "request failed",
-                    request_id=request_id,
-                    route=route,
-                    status=status,
-                    reason=reason or "the client left",
-                    duration_s=round(duration_s, 3),
-                )
+            if status >= 400 or _log.logger.isEnabledFor(logging.DEBUG):
+                _log_end(request, request_id, status, reason, duration_s, exchange)
 
     def _ids_of(self, request: Request, generation: Generation) -> RequestIds | None:
         if self._event_ids is None:
@@ -140,6 +141,32 @@ def _nothing_left(request_id: str) -> Response:
     """For a client that came back with everything."""
     headers = {"Content-Type": "text/event-stream; charset=utf-8", REQUEST_ID: request_id}
     return Response(200, sse.DONE_EVENT, headers)
+
+
+def _log_end(
+    request: Request,
+    request_id: str,
+    status: int,
+    reason: str,
+    duration_s: float,
+    exchange: Exchange | None,
+) -> None:
+    """The one line about a request, a successful one's for who asks for much."""
+    fields: dict[str, Any] = {"request_id": request_id}
+    trace_id = trace_id_of(request.headers)
+    if trace_id:
+        fields["trace_id"] = trace_id
+    fields |= {"route": request.path, "status": status}
+    if status >= 400:
+        fields["reason"] = reason or "the client left"
+    fields["duration_s"] = round(duration_s, 3)
+    if exchange is not None:
+        fields.update(route_fields(exchange))
+    if status < 400:
+        _log.debug("request done", **fields)
+    else:
+        write = _log.warning if status >= 500 else _log.info
+        write("request failed", **fields)
 
 
 def problem_of(error: RequestError) -> Problem:

@@ -29,6 +29,7 @@ from baton.router.placement import Visit
 from baton.router.policies import RoutedRequest
 from baton.router.rejections import rejection_in
 from baton.router.stalls import NUM_LOOKS, StallWatch
+from baton.router.transfer_report import Transfer, transfer_in
 from baton.router.workers import Worker
 
 MAX_HELD_BYTES = 64 * 2**10
@@ -266,9 +267,9 @@ class AnswerLeg(Leg):
 
 class PrefillLeg(Leg):
     """The leg that only has to succeed. A stream is watched for errors inside it. `body` is kept
-    only if the leg was asked to."""
+    only if the leg was asked to. `decode_id`: the worker that its KV goes to."""
 
-    __slots__ = ("_cutter", "_keeps_body", "body")
+    __slots__ = ("_cutter", "_keeps_body", "body", "decode_id")
 
     def __init__(
         self,
@@ -280,8 +281,14 @@ class PrefillLeg(Leg):
     ):
         super().__init__(wire, worker, request, poke)
         self.body = b""
+        self.decode_id = ""
         self._keeps_body = keeps_body
         self._cutter = sse.EventCutter()
+
+    @property
+    def transfer(self) -> Transfer | None:
+        """What its worker says about writing the KV, if it does."""
+        return transfer_in(self._raw_headers)
 
     def body_arrived(self, data: bytes) -> None:
         if not self.is_stream:

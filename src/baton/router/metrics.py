@@ -80,6 +80,10 @@ class RouterMetrics:
         """Show the phase of every worker's breaker; at most once."""
         self._registry.register(_BreakerGauges(self._pool, phase_of))
 
+    def watch_tenants(self, tenants: Collector) -> None:
+        """Show what each tenant uses; at most once."""
+        self._registry.register(tenants)
+
     def render(self) -> bytes:
         return bytes(generate_latest(self._registry))
 

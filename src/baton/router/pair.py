@@ -38,6 +38,7 @@ async def serve_on_pair(
     merges = exchange.wants_prompt_logprobs
     body = generation.body_for_pair(prefill.bootstrap_host, prefill.bootstrap_port, fleet.draw_room)
     prefill_leg = wire.start_prefill(prefill, request, generation.route, body, lines, poke, merges)
+    prefill_leg.decode_id = decode.id
     decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)
     prefill_leg.may_move = decode_leg.may_move = exchange.may_retry
     try:

@@ -17,13 +17,15 @@ from baton.router.breaker import BreakerPhase, Outcome
 from baton.router.breakers import Breakers
 from baton.router.config import RouterConfig, WorkerRole
 from baton.router.metrics import RouterMetrics
+from baton.router.plan import Plan
 from baton.router.policies import Choice, PolicyName, RoleState, RoutedRequest, make_policy
 from baton.router.policies.predict import handover_s, num_pending, prefill_s
 from baton.router.policies.prefix_index import PrefixIndex
 from baton.router.policies.roster import Roster
 from baton.router.policies.slo_aware import choose_pair
 from baton.router.policies.speeds import Speeds
-from baton.router.split import PairCost, Splitter, WholeCost
+from baton.router.split import PairCost, SplitReason, Splitter, WholeCost
+from baton.router.transfer_report import Transfer
 from baton.router.workers import Worker
 
 SHORTEST_HANDOVER_S = 0.0001
@@ -85,6 +87,9 @@ class Placement:
         self._asks_for_shapes = any(
             config.policy_for(role) not in (PolicyName.RANDOM, PolicyName.ROUND_ROBIN)
             for role in config.roles
+        )
+        self._asks_for_speeds = any(
+            config.policy_for(role) is PolicyName.SLO_AWARE for role in config.roles
         )
         self._chooses_pairs = all(
             config.policy_for(role) is PolicyName.SLO_AWARE
@@ -163,6 +168,11 @@ class Placement:
         return self._asks_for_shapes or self._is_mixed
 
     @property
+    def needs_speeds(self) -> bool:
+        """Whether a choice may depend on how fast workers are."""
+        return self._asks_for_speeds or self._is_mixed
+
+    @property
     def _is_mixed(self) -> bool:
         return self._takes_pairs and len(self._unified.roster) > 0
 
@@ -170,9 +180,7 @@ class Placement:
         if worker.id in self._workers:
             self._roster(worker.role).report(worker.id, num_requests, num_tokens)
 
-    def plan(
-        self, request: RoutedRequest, tried: Collection[str], now_s: float
-    ) -> list[Worker] | None:
+    def plan(self, request: RoutedRequest, tried: Collection[str], now_s: float) -> Plan | None:
         """Whom to send it to: one worker that serves it whole, or (prefill, decode). None: a role
         has nobody."""
         self.breakers.catch_up(now_s)
@@ -181,13 +189,13 @@ class Placement:
         if is_mixed or not self._takes_pairs:
             whole = self._choose(WorkerRole.REGULAR, request, tried)
         if not self._takes_pairs:
-            return None if whole is None else [self._taken(whole, WorkerRole.REGULAR)]
+            return None if whole is None else self._plan_whole(whole)
         pair = self._choose_pair(request, tried)
         if whole is None and pair is None:
             return None
         if not is_mixed:
             assert pair is not None
-            return self._taken_pair(pair)
+            return self._plan_pair(pair)
         decision = self._splitter.decide(
             request.num_uncached(self._num_hits(request, whole)),
             self._whole_cost(request, whole),
@@ -198,9 +206,9 @@ class Placement:
         ).inc()
         if decision.is_whole:
             assert whole is not None
-            return [self._taken(whole, WorkerRole.REGULAR)]
+            return self._plan_whole(whole, decision.reason)
         assert pair is not None
-        return self._taken_pair(pair)
+        return self._plan_pair(pair, decision.reason)
 
     def has_usable(self, role: WorkerRole, tried: Collection[str] = ()) -> bool:
         return self._roster(role).least_loaded(tried) is not None
@@ -239,11 +247,18 @@ class Placement:
         if breaker is not None and breaker.phase is BreakerPhase.HALF_OPEN:
             self.breakers.report(visit.worker_id, visit.epoch, Outcome.SUCCESS, now_s)
 
-    def note_computed(self, visit: Visit, now_s: float) -> None:
+    def note_transfer(self, prefill: Visit, decode_id: str, transfer: Transfer) -> None:
+        """A prefill worker said how long it wrote KV to this decode worker."""
+        self.speeds.note_transfer(
+            prefill.worker_id, decode_id, transfer.num_tokens, transfer.seconds
+        )
+
+    def note_computed(self, visit: Visit, now_s: float, transfer_s: float = 0.0) -> None:
         """Its prompt is computed: a prefill leg was answered, or a unified worker's first token is
-        here. At most once; of a short answer, the worker may have ended it before."""
+        here. At most once; of a short answer, the worker may have ended it before. `transfer_s` of
+        the time was no computation."""
         num_tokens = visit.num_ahead + visit.num_pending
-        self.speeds.note_prefill(visit.worker_id, num_tokens, now_s - visit.began_s)
+        self.speeds.note_prefill(visit.worker_id, num_tokens, now_s - visit.began_s - transfer_s)
         visit.computed_s = now_s
         if not visit.is_over:
             self._roster(visit.role).note_computed(visit.worker_id, visit.num_pending)
@@ -318,12 +333,16 @@ class Placement:
         self._metrics.choices.note(role, choice.reason)
         return self._workers[choice.worker_id]
 
-    def _taken_pair(self, pair: tuple[Choice, Choice]) -> list[Worker]:
+    def _plan_whole(self, whole: Choice, why: SplitReason | None = None) -> Plan:
+        return Plan([self._taken(whole, WorkerRole.REGULAR)], (whole.reason,), why)
+
+    def _plan_pair(self, pair: tuple[Choice, Choice], why: SplitReason | None = None) -> Plan:
         prefill, decode = pair
-        return [
+        workers = [
             self._taken(prefill, WorkerRole.PREFILL),
             self._taken(decode, WorkerRole.DECODE),
         ]
+        return Plan(workers, (prefill.reason, decode.reason), why)
 
     def _on_admitted(self, worker_id: str, _is_admitted: bool) -> None:
         self._set_usable(self._workers[worker_id])

@@ -44,10 +44,11 @@ _decode_any = msgspec.json.Decoder().decode
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's place among others: whose it is, and how urgent."""
+    """A request's place among others: whose it is, how urgent, and its tenant's share of turns."""
 
     tenant: str
     priority: int
+    weight: float = 1.0
 
 
 def shape_of(
@@ -88,8 +89,12 @@ def standing_of(
     if tenant is None:
         key = _header(headers, "authorization")
         tenant = f"key-{hashlib.sha256(key.encode()).hexdigest()[:16]}" if key else ""
-    priority = _whole(generation.fields.get("priority"))
-    return Standing(tenant=tenant, priority=priority or 0)
+    return Standing(tenant=tenant, priority=priority_of(generation))
+
+
+def priority_of(generation: Generation) -> int:
+    """SGLang's `priority`; what is no integer counts as 0."""
+    return _whole(generation.fields.get("priority")) or 0
 
 
 def hashes_of_ids(ids: list[int], salt: str = "") -> tuple[BlockHash, ...]:

@@ -47,9 +47,14 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         return 0 if asked is not None and bytes(asked) == b"0" else 1
 
     @property
+    def is_stream(self) -> bool:
+        """The client wants its answer as events."""
+        return _is_true(self.fields.get("stream"))
+
+    @property
     def may_be_marked(self) -> bool:
         """A stream whose beginning a client may have seen when its worker dies."""
-        return _is_true(self.fields.get("stream")) and "resume" not in self.fields
+        return self.is_stream and "resume" not in self.fields
 
     @property
     def repeats_logprobs(self) -> bool:
@@ -61,7 +66,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
         """A stream of one sample, whose events need nothing of an earlier worker but its tokens."""
         fields = self.fields
         return (
-            _is_true(fields.get("stream"))
+            self.is_stream
             and self.num_items is None
             and not self.wants_prompt_logprobs
             and "resume" not in fields

@@ -17,6 +17,7 @@ from baton.router.config import RouterConfig
 from baton.router.generation import GenerationHandlers
 from baton.router.http.connection import Limits
 from baton.router.http.server import HttpServer
+from baton.router.tls import context_for_clients
 
 _log = EventLog("baton.router")
 
@@ -61,8 +62,9 @@ async def run_router(
 
 
 async def _listen(server: HttpServer, config: RouterConfig) -> int:
+    tls = context_for_clients(config.tls)
     try:
-        return await server.listen(config.host, config.port)
+        return await server.listen(config.host, config.port, tls)
     except OSError as error:
         raise ConfigError(
             f"--host {config.host} --port {config.port} cannot be listened on: "

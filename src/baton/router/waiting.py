@@ -36,7 +36,8 @@ class WaitingRules:
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A request that waits or runs. `rank` orders priorities: the least is first."""
+    """A request that waits or runs. `rank` orders priorities: the least is first. `weight`: its
+    tenant's share of turns; who has 2 starts twice the tokens of who has 1."""
 
     id: str
     tenant: str
@@ -44,6 +45,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     arrived_s: float
     deadline_s: float
+    weight: float = 1.0
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,12 +97,13 @@ class _Level:
     def charge(self, ticket: Ticket) -> None:
         """Its tenant starts this request now."""
         self.now = max(self.now, self.finish.get(ticket.tenant, 0.0))
-        self._set_finish(ticket.tenant, self.now + max(1, ticket.num_tokens))
+        self._set_finish(ticket.tenant, self.now + max(1, ticket.num_tokens) / ticket.weight)
 
-    def correct(self, tenant: str, num_tokens: int) -> None:
-        """The tenant used so many tokens more than it was charged for (or fewer)."""
+    def correct(self, ticket: Ticket, num_tokens: int) -> None:
+        """Its tenant used so many tokens more than it was charged for (or fewer)."""
+        tenant = ticket.tenant
         if tenant in self.finish:
-            self._set_finish(tenant, self.finish[tenant] + num_tokens)
+            self._set_finish(tenant, self.finish[tenant] + num_tokens / ticket.weight)
             if tenant in self.lines:
                 self._set_turn(tenant)
 
@@ -119,14 +122,16 @@ class _Level:
 
     def num_before(self, ticket: Ticket) -> int:
         """How many of this priority are served before it, if requests are alike: its own tenant's
-        earlier ones, and of each other tenant as many, and one more."""
+        earlier ones, and of each other tenant as many, and one more, times its share."""
         own = 0
         for id_ in self.lines[ticket.tenant]:
             if id_ == ticket.id:
                 break
             own += 1
         others = sum(
-            min(len(line), own + 1) for name, line in self.lines.items() if name != ticket.tenant
+            min(len(line), math.ceil((own + 1) * next(iter(line.values())).weight / ticket.weight))
+            for name, line in self.lines.items()
+            if name != ticket.tenant
         )
         return own + others
 
@@ -178,6 +183,7 @@ class WaitingLine:
         num_tokens: int,
         now_s: float,
         max_wait_s: float | None = None,
+        weight: float = 1.0,
     ) -> Arrival:
         """A new request. `max_wait_s`: the client's own limit, if it is stricter. Call `start_next`
         afterwards."""
@@ -191,6 +197,7 @@ class WaitingLine:
             num_tokens=num_tokens,
             arrived_s=now_s,
             deadline_s=now_s + (limit_s if max_wait_s is None else min(limit_s, max_wait_s)),
+            weight=weight,
         )
         displaced = None
         if not self._has_room():
@@ -225,7 +232,7 @@ class WaitingLine:
         level.num_running -= 1
         if num_tokens is not None:
             extra = max(1, num_tokens) - max(1, ticket.num_tokens)
-            level.correct(ticket.tenant, extra)
+            level.correct(ticket, extra)
         self._drop_if_idle(ticket.rank)
 
     def withdraw(self, id_: str) -> bool:
@@ -257,12 +264,15 @@ class WaitingLine:
         measured."""
         if self._interval_s is None:
             return None
+        return (self.num_before(id_) + 1) * self._interval_s
+
+    def num_before(self, id_: str) -> int:
+        """How many of those that wait now will probably start before this one."""
         ticket = self._waiting[id_]
         num_before = sum(
             level.num_waiting for rank, level in self._levels.items() if rank < ticket.rank
         )
-        num_before += self._levels[ticket.rank].num_before(ticket)
-        return (num_before + 1) * self._interval_s
+        return num_before + self._levels[ticket.rank].num_before(ticket)
 
     @property
     def expected_wait_s(self) -> float:
@@ -342,7 +352,7 @@ class WaitingLine:
             status=503,
             code="queue_timeout",
             message=f"the request waited {waited_s:.1f} s for its turn, as long as it may "
-            "(--queue-timeout-secs); try again later",
+            "(--queue-timeout-secs, or its own X-Baton-Deadline-Ms); try again later",
             retry_after_s=self._retry_after_s(),
         )
 

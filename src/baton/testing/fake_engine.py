@@ -49,6 +49,8 @@ class FakeEngine:
     tokens: Sequence[int] | None = None
     tokens_per_output: int = 1
     num_cached_tokens: int = 0
+    transferred_tokens: int = 0
+    transfer_s: float = 0.0
     pause_after: int | None = None
     finish_with: Finish | None = None
     finish_after: int = 0
@@ -238,6 +240,8 @@ class FakeEngine:
             else None,
             num_cached_tokens=self.num_cached_tokens,
             finish=finish,
+            transferred_tokens=self.transferred_tokens if finish is not None else 0,
+            transfer_s=self.transfer_s if finish is not None else 0.0,
         )
 
     def _num_blocks_of(self, running: _Running) -> int:

@@ -7,6 +7,7 @@ Elsewhere: real workers (api/, engine/).
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,8 +51,16 @@ class FakeWorker:
     """`async with FakeWorker("decode") as worker: ...`; `url` is known while it runs, and stays
     the same when it is started again after `stop` or `kill`."""
 
-    def __init__(self, role: str, *, script: Script | None = None, info: Any = None):
+    def __init__(
+        self,
+        role: str,
+        *,
+        script: Script | None = None,
+        info: Any = None,
+        tls: ssl.SSLContext | None = None,
+    ):
         self.role = role
+        self._tls = tls
         self.script = script or Script()
         self.health_status = 200
         self.info: dict[str, Any] = {"served_model_name": "fake-model", **(info or {})}
@@ -65,7 +74,7 @@ class FakeWorker:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._port}"
 
     async def __aenter__(self) -> "FakeWorker":
         await self.start()
@@ -79,7 +88,7 @@ class FakeWorker:
             self._app(), handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self._port).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self._port, ssl_context=self._tls).start()
         self._port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:

@@ -4,6 +4,8 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
 from baton.core.request import FAKE_BOOTSTRAP_HOST
 from baton.testing.byte_tokenizer import BOS_ID, EOS_ID
 from baton.testing.fake_engine import FakeEngine
@@ -362,6 +364,20 @@ def test_prefill_leg_makes_one_token_and_the_prompt_logprobs() -> None:
             assert engine.aborted == []  # the stop string is decode's to match
             sampling = engine.requests[0].sampling
             assert (sampling.max_new_tokens, sampling.min_new_tokens) == (1, 1)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_prefill_leg_says_how_long_its_transfer_went_on(stream: bool) -> None:
+    async def scenario() -> None:
+        for tokens, said in ((32, "32 0.250000"), (0, None)):
+            engine = FakeEngine(role="prefill", transferred_tokens=tokens, transfer_s=0.25)
+            async with serve_fake_worker(engine) as worker:
+                body = {"text": "ab", "bootstrap_room": 7, "stream": stream}
+                async with worker.session.post(f"{worker.url}/generate", json=body) as answer:
+                    assert answer.status == 200
+                    assert answer.headers.get("X-Baton-Transfer") == said
 
     asyncio.run(scenario())
 

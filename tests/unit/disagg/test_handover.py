@@ -45,6 +45,9 @@ def test_a_prefix_that_decode_holds_is_not_sent_again() -> None:
     assert written == world.decode.layout.block_bytes  # 27 tokens, 24 of them already there
     world.settle()
     check_all_is_over(world)
+    told = [o.transferred_tokens for o in world.prefill.outputs if o.finish is not None]
+    assert told == [24, world.decode.layout.block_size]
+    assert not any(o.transferred_tokens for o in world.decode.outputs)
 
 
 def test_blocks_stay_quarantined_while_a_hung_peer_may_still_write() -> None:

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import io
 import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ class Cluster:
     """A running router, its workers, and a client session."""
 
     def __init__(self, app: RouterApp, url: str, session: aiohttp.ClientSession):
+        self.app = app
         self.fleet = app.fleet
         self.generation = app.generation
         self.url = url
@@ -116,6 +119,24 @@ def run(
         request.param(limited())
 
     return run_scenario
+
+
+def make_certificate(folder: Path, *options: str) -> tuple[Path, Path]:
+    """A certificate for localhost that signs itself, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += [*(options or ["-nodes"]), "-keyout", str(key), "-out", str(chain), "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    return chain, key
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

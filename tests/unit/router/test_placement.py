@@ -46,7 +46,8 @@ class Place:
         return worker
 
     def plan(self, request: RoutedRequest = REQUEST, now_s: float = 0.0) -> list[Worker] | None:
-        return self.placement.plan(request, (), now_s)
+        plan = self.placement.plan(request, (), now_s)
+        return None if plan is None else plan.workers
 
     def counted(self, text: str) -> bool:
         return text in self.metrics.render().decode()
@@ -129,6 +130,14 @@ def test_speed_is_measured_over_what_was_ahead() -> None:
     second = place.placement.begin(prefill, request, 0.0)
     place.placement.note_computed(first, 0.1)
     place.placement.note_computed(second, 0.2)
+    assert place.placement.speeds.prefill.of(prefill.id) == pytest.approx(1000)
+
+
+def test_the_time_of_a_transfer_is_not_prefills() -> None:
+    place = Place()
+    prefill = place.add(WorkerRole.PREFILL)
+    visit = place.placement.begin(prefill, RoutedRequest(num_prompt_tokens=100), 0.0)
+    place.placement.note_computed(visit, 0.3, transfer_s=0.2)
     assert place.placement.speeds.prefill.of(prefill.id) == pytest.approx(1000)
 
 

@@ -350,3 +350,28 @@ def test_any_history_is_as_the_model_says(
             assert estimate_s is None or estimate_s >= 0
     pending = {entry[0] for entry in model.waiting} | set(model.running)
     assert all(model.answered[f"r{i}"] + (f"r{i}" in pending) == 1 for i in range(1, num + 1))
+
+
+def test_weights_share_turns() -> None:
+    line = WaitingLine(WaitingRules(max_running=1, max_waiting=1000))
+    line.arrive("first", tenant="x", priority=0, num_tokens=1, now_s=0.0)
+    assert line.start_next(0.0) is not None
+    for number in range(60):
+        for tenant, weight in (("light", 1.0), ("heavy", 3.0)):
+            line.arrive(
+                f"{tenant}-{number}",
+                tenant=tenant,
+                priority=0,
+                num_tokens=100,
+                now_s=0.0,
+                weight=weight,
+            )
+    running, started = "first", []
+    for step in range(80):
+        line.finish(running)
+        ticket = line.start_next(float(step))
+        assert ticket is not None
+        running = ticket.id
+        started.append(ticket.tenant)
+        line.check_invariants()
+    assert 58 <= started.count("heavy") <= 61

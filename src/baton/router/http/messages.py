@@ -8,7 +8,7 @@ Elsewhere: parsing (connection.py, upstream.py), answers in pieces (stream.py).
 import http
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from baton.router.http.connection import ServerConnection
@@ -23,9 +23,10 @@ _NO_BODY: Final = frozenset((204, 304))
 
 class Request:
     """`target` is as it came (path and query), `path` without the query and as it came, too.
-    `parameters` are those of the route's pattern."""
+    `parameters` are those of the route's pattern. `caller` is the application's
+    to set."""
 
-    __slots__ = ("body", "connection", "headers", "is_http_10", "keep_alive", "method",
+    __slots__ = ("body", "caller", "connection", "headers", "is_http_10", "keep_alive", "method",
                  "parameters", "path", "target")  # fmt: skip
 
     def __init__(
@@ -37,6 +38,7 @@ class Request:
         self.path = target.partition("?")[0]
         self.headers = headers
         self.body = b""
+        self.caller: Any = None
         self.keep_alive = True
         self.is_http_10 = False
         self.parameters: Mapping[str, str] = {}
