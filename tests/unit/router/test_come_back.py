@@ -23,6 +23,7 @@ Run = Callable[[Callable[[], Any]], None]
 
 KEY = derive_key("the secret of this cluster")
 DONE = b"data: [DONE]"
+WITHOUT_IDS = ("echo with logprobs", "generate with logprobs")
 
 
 class Router:
@@ -102,7 +103,7 @@ def data_of(frame: bytes) -> bytes:
     return frame.rpartition(b"data: ")[2]
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize("name", [name for name in REQUESTS if name not in WITHOUT_IDS])
 def test_behind_whatever_event_the_client_gets_the_same_bytes(run: Run, name: str) -> None:
     path, body = REQUESTS[name]
 
@@ -115,6 +116,18 @@ def test_behind_whatever_event_the_client_gets_the_same_bytes(run: Run, name: st
                 assert await second.frames(path, body, id_of(frame)) == frames[place:], place
             assert await second.frames(path, body, id_of(frames[-1])) == [DONE]
             assert second.num_came_back() == len(frames)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("name", WITHOUT_IDS)
+def test_a_stream_with_logprobs_of_its_prompt_has_no_ids(run: Run, name: str) -> None:
+    path, body = REQUESTS[name]
+
+    async def scenario() -> None:
+        async with router() as numbered:
+            frames = await numbered.frames(path, body)
+            assert not any(frame.startswith(b"id: ") for frame in frames)
 
     run(scenario)
 
@@ -252,7 +265,7 @@ def test_behind_an_error_the_client_may_come_back(run: Run) -> None:
     path, body = REQUESTS["generate"]
 
     async def scenario() -> None:
-        async with router() as alone:
+        async with router(resume_wait_s=0.0) as alone:
             frames = await alone.frames(path, body)
             alone.cables.cut_after, alone.cables.num_cuts = 1500, 1
             *some, error, done = await alone.frames(path, body)
