@@ -14,6 +14,8 @@ from typing import Any
 import uvloop
 
 from baton.core.errors import ConfigError
+from baton.core.stop_requests import StopRequests
+from baton.launch.cluster_secret import CLUSTER_SECRET_FILE, read_cluster_secret
 from baton.launch.flags import API_KEY_VARIABLE
 from baton.obs.logs import configure_logging
 from baton.router.breaker import BreakerRules
@@ -26,7 +28,7 @@ from baton.router.config import (
     parse_worker_url,
 )
 from baton.router.policies import CacheRules, PolicyName
-from baton.router.server import StopRequests, run_router
+from baton.router.server import run_router
 from baton.router.split import SplitRules
 from baton.router.waiting import WaitingRules
 
@@ -135,8 +137,10 @@ def _add_workers(group: Any) -> None:
         default=[],
         metavar="URL",
         help="unified workers. Workers of any kind need not be up when the router starts, and "
-        "can be added and removed later by POST and DELETE /workers",
+        "can be added and removed later by POST and DELETE /workers, or announce themselves "
+        "(a worker's --router-url)",
     )
+    group.add_argument("--cluster-secret-file", **CLUSTER_SECRET_FILE)
     group.add_argument(
         "--worker-startup-timeout-secs",
         type=float,
@@ -435,6 +439,7 @@ def config_from(
         ),
         tenant_header=args.tenant_header,
         api_key=_api_key(args, environ or {}),
+        cluster_secret=read_cluster_secret(args.cluster_secret_file, environ or {}),
     )
 
 

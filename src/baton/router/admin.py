@@ -64,12 +64,12 @@ class AdminHandlers:
         missing = self._fleet.missing_roles()
         answer: dict[str, Any] = {
             "status": "not ready" if missing else "ready",
-            "healthy_workers": sum(worker.is_healthy for worker in workers),
+            "healthy_workers": sum(worker.is_available for worker in workers),
             "total_workers": len(workers),
         }
         if missing:
             answer["missing"] = [role.value for role in missing]
-            answer["reason"] = "no healthy worker of role " + " and ".join(missing)
+            answer["reason"] = "no usable worker of role " + " and ".join(missing)
         return _json(answer, status=503 if missing else 200)
 
     async def health_generate(self, request: Request) -> Response:
@@ -139,7 +139,7 @@ class AdminHandlers:
     async def ask_one(self, request: Request) -> Response:
         """GET from any healthy worker; decode first, whose answers are what clients see."""
         for role in _ANSWERING_ROLES:
-            workers = self._fleet.pool.healthy(role)
+            workers = self._fleet.pool.available(role)
             if workers:
                 return _passed_on(await self._call(workers[0], request, b""))
         role = self._config.roles[-1]
@@ -253,6 +253,9 @@ def _record(worker: Worker) -> dict[str, Any]:
         "pid": worker.local_pid,
         "metadata": facts.metadata if facts else {},
         "disable_health_check": False,
+        "is_announced": worker.is_announced,
+        "is_draining": worker.is_draining,
+        "drained_by": sorted(worker.drainers),
         "phase": worker.health.phase.value,
         "reason": worker.health.reason,
     }

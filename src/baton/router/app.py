@@ -10,8 +10,10 @@ from collections.abc import AsyncIterator
 
 from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import RequestError
+from baton.messages.announcement import ANNOUNCE_PATH
 from baton.obs.logs import EventLog
 from baton.router.admin import AdminHandlers
+from baton.router.announcements import Announcements, is_small
 from baton.router.config import RouterConfig
 from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
@@ -46,7 +48,9 @@ class RouterApp:
         self._wire = Wire(self.fleet, config.prefill_drain_limit_s, config.resume_stall_s)
         self.fleet.give_up_on = self._wire.give_up_on
         self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
+        self._announcements = Announcements(config, self.fleet, self._clock)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
+        self._routes.add("POST", ANNOUNCE_PATH, self._announcements.handle)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -57,6 +61,7 @@ class RouterApp:
         try:
             yield
         finally:
+            self._announcements.close()
             await self.fleet.close()
             self.generation.close()
             self._wire.close()
@@ -107,6 +112,8 @@ class RouterApp:
     def _has_key(self, request: Request) -> bool:
         if request.path in OPEN_ROUTES:
             return True
+        if request.path == ANNOUNCE_PATH:
+            return is_small(request)
         given = request.headers.get("authorization", "").encode("latin-1")
         return hmac.compare_digest(given, self._expected_key)
 

@@ -72,6 +72,7 @@ class RouterConfig:
     waiting: WaitingRules = field(default_factory=WaitingRules)
     tenant_header: str | None = None
     api_key: str | None = None
+    cluster_secret: str = field(default="", repr=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:

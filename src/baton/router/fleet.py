@@ -7,7 +7,7 @@ Elsewhere: transitions (workers.py), choosing (placement.py), probing (health.py
 import asyncio
 import random
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
 
 from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
@@ -38,6 +38,7 @@ class Fleet:
         self._changed = asyncio.Event()
         self._monitor: HealthMonitor | None = None
         self.give_up_on: Callable[[Worker], None] | None = None
+        self._chores: set[asyncio.Task[None]] = set()
         self.pool = WorkerPool(config.health, self._note_change, self._note_load)
         self.metrics = RouterMetrics(self.pool)
         self.placement = Placement(config, self.metrics)
@@ -50,20 +51,32 @@ class Fleet:
         for spec in self._config.workers:
             self.join(spec)
 
-    def join(self, spec: WorkerSpec) -> Worker:
+    def join(self, spec: WorkerSpec, *, is_announced: bool = False) -> Worker:
         """Add a worker; it is used as soon as it says that it is healthy."""
         assert self._monitor is not None
-        worker = self.pool.add(str(uuid.uuid4()), spec, self._clock.now_s())
+        id_, now_s = str(uuid.uuid4()), self._clock.now_s()
+        worker = self.pool.add(id_, spec, now_s, is_announced=is_announced)
         self._monitor.watch(worker)
         return worker
 
     async def leave(self, worker: Worker) -> None:
-        """Remove a worker; what runs there runs on."""
+        """Remove a worker, unless it is gone already; what runs there runs on."""
         assert self._monitor is not None
+        if self.pool.get(worker.id) is None:
+            return
         self.pool.remove(worker.id)
         await self._monitor.forget(worker.id)
 
+    def spawn(self, chore: Coroutine[None, None, None]) -> None:
+        """Let something go on beside; it ends at the latest with the fleet."""
+        task = asyncio.get_running_loop().create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
     async def close(self) -> None:
+        for chore in (chores := tuple(self._chores)):
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
         if self._monitor is not None:
             await self._monitor.close()
 
@@ -75,9 +88,9 @@ class Fleet:
 
     def missing_roles(self) -> list[WorkerRole]:
         """Roles without which no request can be served now."""
-        if self.pool.healthy(WorkerRole.REGULAR):
+        if self.pool.available(WorkerRole.REGULAR):
             return []
-        return [role for role in self._config.roles if not self.pool.healthy(role)]
+        return [role for role in self._config.roles if not self.pool.available(role)]
 
     def plan(
         self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()
@@ -143,11 +156,12 @@ class Fleet:
                 self.pool.note_refusal(worker, failure.problem.message, self._clock.now_s())
                 if was_healthy:
                     log_move(worker)
-                self._doubt(worker)
+                self.doubt(worker)
             case LegBroken():
-                self._doubt(worker)
+                self.doubt(worker)
 
-    def _doubt(self, worker: Worker) -> None:
+    def doubt(self, worker: Worker) -> None:
+        """Ask it now how it is, and what it is."""
         assert self._monitor is not None
         self._monitor.doubt(worker)
 

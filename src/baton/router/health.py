@@ -17,7 +17,7 @@ from baton.router import worker_reports
 from baton.router.config import HealthRules
 from baton.router.http.client import Fetched, UpstreamPool
 from baton.router.http.upstream import NotConnected, NotConnectedInTime, UpstreamError
-from baton.router.workers import Phase, Worker, WorkerPool
+from baton.router.workers import Drainer, Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
 _NO_ANSWER = 0
@@ -85,9 +85,12 @@ class HealthMonitor:
 
     async def _round(self, watch: _Watch) -> None:
         worker, phase = watch.worker, watch.worker.health.phase
+        was_draining = worker.is_draining
         try:
             answer = await self._get(worker, "/health")
-            if answer.status // 100 == 2:
+            is_draining = worker_reports.is_draining(answer.status, answer.body)
+            self._pool.note_drain(worker, Drainer.HEALTH, is_draining)
+            if answer.status // 100 == 2 or is_draining:
                 await self._report_well(watch)
             else:
                 reason = f"GET /health answers {answer.status}"
@@ -96,6 +99,8 @@ class HealthMonitor:
             self._note_no_answer(worker, error)
         if worker.health.phase is not phase:
             log_move(worker)
+        if worker.is_draining and not was_draining:
+            log_drain(worker)
 
     def _note_no_answer(self, worker: Worker, error: UpstreamError) -> None:
         now_s = self._clock.now_s()
@@ -177,6 +182,12 @@ def log_move(worker: Worker) -> None:
     else:
         reason = worker.health.reason
         _log.warning("worker unhealthy", worker=worker.url, role=worker.role, reason=reason)
+
+
+def log_drain(worker: Worker) -> None:
+    """The one line about a worker that begins to take nothing new."""
+    drained_by = ", ".join(sorted(worker.drainers))
+    _log.info("worker drains", worker=worker.url, role=worker.role, drained_by=drained_by)
 
 
 async def _ended(watch: _Watch) -> None:

@@ -2,8 +2,8 @@
 
 Keeps what policies see in step with the workers: who is healthy and not cut off by its breaker,
 what runs where, which beginnings of prompts went where, how fast workers are.
-Invariant: a worker may be chosen exactly while it is healthy and its breaker admits requests; a
-visit counts at its worker from `begin` to its only `end`.
+Invariant: a worker may be chosen exactly while it is healthy, does not drain and its breaker admits
+requests; a visit counts at its worker from `begin` to its only `end`.
 Elsewhere: policies (policies/), health (workers.py), breakers (breakers.py), tasks (fleet.py).
 """
 
@@ -260,7 +260,7 @@ class Placement:
         cut_off = [
             worker.id
             for worker in self._workers.values()
-            if worker.role is role and worker.is_healthy and not self.breakers.admits(worker.id)
+            if worker.role is role and worker.is_available and not self.breakers.admits(worker.id)
         ]
         return len(cut_off), self.breakers.soonest_try_s(cut_off, now_s)
 
@@ -336,7 +336,7 @@ class Placement:
         self._roster(worker.role).set_usable(worker.id, self._is_usable(worker))
 
     def _is_usable(self, worker: Worker) -> bool:
-        return worker.is_healthy and self.breakers.admits(worker.id) and not self._is_half(worker)
+        return worker.is_available and self.breakers.admits(worker.id) and not self._is_half(worker)
 
     def _is_half(self, worker: Worker) -> bool:
         """A worker that joined a pool of pairs as a unified one, and says that it is one of a pair:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from baton.core.errors import ConfigError
+from baton.core.stop_requests import StopRequests
 from baton.obs.logs import EventLog
 from baton.router.app import RouterApp
 from baton.router.config import RouterConfig
@@ -24,17 +25,6 @@ LAST_WORDS_S = 2.0
 """Time for requests that were ended to send their error, and for connections to close."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-class StopRequests:
-    """How often we were asked to stop, from signals or from the program around us."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.asked_again = asyncio.Event()
-
-    def ask(self) -> None:
-        (self.asked_again if self.asked.is_set() else self.asked).set()
 
 
 async def run_router(

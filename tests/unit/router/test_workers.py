@@ -83,7 +83,7 @@ def test_any_history_moves_only_along_the_table(
                 num_in_flight -= 1
         assert worker.health.phase is before or worker.health.phase in LEGAL_MOVES[before]
         assert worker.num_in_flight == num_in_flight
-        assert (worker in pool.healthy(WorkerRole.DECODE)) == worker.is_healthy
+        assert (worker in pool.available(WorkerRole.DECODE)) == worker.is_healthy
         pool.check_invariants()
 
 
