@@ -25,7 +25,7 @@ from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
 from baton.router.legs import WholeAnswer, Wire
 from baton.router.metrics import CONTENT_TYPE
-from baton.router.workers import Worker
+from baton.router.workers import Drainer, Worker
 
 WORKER_CALL_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 30.0
@@ -40,6 +40,12 @@ class AddWorker(msgspec.Struct):
     url: str
     worker_type: WorkerRole = WorkerRole.REGULAR
     bootstrap_port: int | None = None
+
+
+class UpdateWorker(msgspec.Struct):
+    """Body of PUT /workers/{id}: what is left out stays as it is."""
+
+    draining: bool | None = None
 
 
 class Abort(msgspec.Struct):
@@ -117,6 +123,15 @@ class AdminHandlers:
             "message": "Worker added; it is used as soon as it answers GET /health",
         }
         return _json(answer, status=202, headers={"Location": location})
+
+    async def update_worker(self, request: Request) -> Response:
+        """Done when this is answered."""
+        worker = self._named_worker(request)
+        wanted = _wanted_update(request.body)
+        if wanted.draining is not None:
+            self._fleet.drain(worker, Drainer.OPERATOR, wanted.draining)
+        answer = {"status": "accepted", "worker_id": worker.id, "message": _standing_of(worker)}
+        return _json(answer, status=202)
 
     async def remove_worker(self, request: Request) -> Response:
         worker = self._named_worker(request)
@@ -217,6 +232,28 @@ class AdminHandlers:
                 f"bootstrap_port is {port}; it must be from 1 to {MAX_PORT}", param="bootstrap_port"
             )
         return WorkerSpec(url, wanted.worker_type, port)
+
+
+def _wanted_update(body: bytes) -> UpdateWorker:
+    try:
+        wanted = msgspec.json.decode(body, type=UpdateWorker)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is no update of a worker: {error}") from error
+    if wanted == UpdateWorker():
+        raise RequestError(
+            'the body changes nothing; give draining, as in {"draining": true}', param="draining"
+        )
+    return wanted
+
+
+def _standing_of(worker: Worker) -> str:
+    if worker.is_draining:
+        drained_by = ", ".join(sorted(worker.drainers))
+        return (
+            f"Worker takes nothing new (by {drained_by}); "
+            f"{worker.num_in_flight} requests there run to their end"
+        )
+    return "Worker updated; it takes requests while it is healthy"
 
 
 def _check_abort(body: bytes) -> None:

@@ -27,7 +27,6 @@ from baton.router.config import (
     parse_worker_url,
 )
 from baton.router.fleet import Fleet
-from baton.router.health import log_drain
 from baton.router.http.messages import Request, Response
 from baton.router.leases import Lease, Leases
 from baton.router.proofs import Proofs
@@ -120,10 +119,7 @@ class Announcements:
         expires_s = now_s + said.lease_s
         if self._leases.renew(Lease(spec.url, worker.id, said.instance, expires_s)):
             self._fleet.doubt(worker)
-        was_draining = worker.is_draining
-        self._fleet.pool.note_drain(worker, Drainer.ANNOUNCEMENT, said.intent == "draining")
-        if worker.is_draining and not was_draining:
-            log_drain(worker)
+        self._fleet.drain(worker, Drainer.ANNOUNCEMENT, said.intent == "draining")
         self._set_timer()
         return worker
 
@@ -166,7 +162,7 @@ class Announcements:
             await self._fleet.leave(worker)
         else:
             self._fleet.doubt(worker)
-            self._fleet.pool.note_drain(worker, Drainer.ANNOUNCEMENT, False)
+            self._fleet.drain(worker, Drainer.ANNOUNCEMENT, False)
 
     def _set_timer(self) -> None:
         """One timer; renewals only make it come too early, which costs a look."""

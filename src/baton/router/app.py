@@ -147,6 +147,7 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     routes.add("GET", "/workers", admin.list_workers)
     routes.add("POST", "/workers", admin.add_worker)
     routes.add("GET", "/workers/{worker_id}", admin.get_worker)
+    routes.add("PUT", "/workers/{worker_id}", admin.update_worker)
     routes.add("DELETE", "/workers/{worker_id}", admin.remove_worker)
     routes.add("GET", "/get_loads", admin.get_loads)
     for path in (

@@ -16,12 +16,12 @@ from baton.router.admission import Admission
 from baton.router.breaker import Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
-from baton.router.health import HealthMonitor, log_move
+from baton.router.health import HealthMonitor, log_drain, log_move
 from baton.router.legs import Leg
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
-from baton.router.workers import Phase, Worker, WorkerPool
+from baton.router.workers import Drainer, Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
 _ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
@@ -58,6 +58,13 @@ class Fleet:
         worker = self.pool.add(id_, spec, now_s, is_announced=is_announced)
         self._monitor.watch(worker)
         return worker
+
+    def drain(self, worker: Worker, drainer: Drainer, is_wanted: bool = True) -> None:
+        """It takes nothing new and finishes what it has, as long as anybody wants that."""
+        was_draining = worker.is_draining
+        self.pool.note_drain(worker, drainer, is_wanted)
+        if worker.is_draining != was_draining:
+            log_drain(worker)
 
     async def leave(self, worker: Worker) -> None:
         """Remove a worker, unless it is gone already; what runs there runs on."""

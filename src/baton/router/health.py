@@ -99,7 +99,7 @@ class HealthMonitor:
             self._note_no_answer(worker, error)
         if worker.health.phase is not phase:
             log_move(worker)
-        if worker.is_draining and not was_draining:
+        if worker.is_draining != was_draining:
             log_drain(worker)
 
     def _note_no_answer(self, worker: Worker, error: UpstreamError) -> None:
@@ -185,9 +185,10 @@ def log_move(worker: Worker) -> None:
 
 
 def log_drain(worker: Worker) -> None:
-    """The one line about a worker that begins to take nothing new."""
+    """The one line about a worker that has begun, or ceased, to take nothing new."""
     drained_by = ", ".join(sorted(worker.drainers))
-    _log.info("worker drains", worker=worker.url, role=worker.role, drained_by=drained_by)
+    event = "worker drains" if worker.is_draining else "worker drains no more"
+    _log.info(event, worker=worker.url, role=worker.role, drained_by=drained_by or None)
 
 
 async def _ended(watch: _Watch) -> None:

@@ -54,6 +54,7 @@ class FakeWorker:
         self.role = role
         self.script = script or Script()
         self.health_status = 200
+        self.is_draining = False
         self.info: dict[str, Any] = {"served_model_name": "fake-model", **(info or {})}
         self.loads: Any = {"loads": [{"dp_rank": 0, "num_running_reqs": 0, "num_total_tokens": 0}]}
         self.requests: list[Recorded] = []
@@ -133,6 +134,8 @@ class FakeWorker:
         return report
 
     async def _health(self, _request: web.Request) -> web.Response:
+        if self.is_draining:
+            return web.json_response({"error": {"code": "draining"}}, status=503)
         return web.Response(status=self.health_status)
 
     async def _note(self, request: web.Request) -> web.Response:
