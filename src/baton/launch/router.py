@@ -17,6 +17,7 @@ from baton.core.errors import ConfigError
 from baton.core.stop_requests import StopRequests
 from baton.launch.cluster_secret import CLUSTER_SECRET_FILE, read_cluster_secret
 from baton.launch.flags import API_KEY_VARIABLE
+from baton.launch.router_file import read_args
 from baton.obs.logs import configure_logging
 from baton.router.breaker import BreakerRules
 from baton.router.config import (
@@ -50,14 +51,25 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until SIGTERM or SIGINT; the process's exit status."""
     try:
-        args = make_parser().parse_args(argv)
+        args = _read(argv)
         config = config_from(args, environ=os.environ)
         configure_logging(_LOG_LEVELS[args.log_level], "router")
-        uvloop.run(run_router(config, ready=lambda port: _announce(config.host, port)))
+        uvloop.run(
+            run_router(
+                config,
+                ready=lambda port: _announce(config.host, port),
+                read_again=lambda: config_from(_read(argv), environ=os.environ),
+            )
+        )
     except ConfigError as error:
         print(f"baton router: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    given = sys.argv[1:] if argv is None else argv
+    return read_args(lambda parser_type: make_parser(parser_type=parser_type), given)
 
 
 def _announce(host: str, port: int) -> None:
@@ -65,8 +77,12 @@ def _announce(host: str, port: int) -> None:
     print(f"baton router listening on http://{shown}:{port}", flush=True)
 
 
-def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(
+    prog: str = "baton router",
+    *,
+    parser_type: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    parser = parser_type(
         prog=prog,
         description="Distribute requests over prefill and decode workers, or unified workers.",
         epilog=_EXAMPLES,
@@ -85,6 +101,12 @@ def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
 
 
 def _add_address(group: Any) -> None:
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with these options, by their long names, and 'workers', a list of url, "
+        "role and bootstrap-port; the command line goes before it. SIGHUP reads it anew",
+    )
     group.add_argument(
         "--host", default=_default("host"), help="address to listen on (default: %(default)s)"
     )

@@ -72,6 +72,10 @@ class Announcements:
         worker_id = worker.id if worker is not None else None
         return self._answer(200, {"worker_id": worker_id}, now_s)
 
+    def is_leased(self, url: str) -> bool:
+        """Whether the worker there announces itself."""
+        return self._leases.find(url) is not None
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

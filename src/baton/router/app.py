@@ -17,7 +17,7 @@ from baton.router.announcements import Announcements, is_small
 from baton.router.config import RouterConfig
 from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
-from baton.router.fleet import Fleet
+from baton.router.fleet import FLEET_FIELDS, Fleet
 from baton.router.generation import GenerationHandlers, problem_of
 from baton.router.health import HealthMonitor
 from baton.router.http.client import UpstreamPool
@@ -25,6 +25,8 @@ from baton.router.http.messages import Request, Response
 from baton.router.http.routes import NoMethod, NoRoute, Routes
 from baton.router.http.stream import ResponseStream
 from baton.router.legs import Wire
+from baton.router.reload import Reloading
+from baton.router.reload_workers import ConfiguredWorkers
 from baton.router.requests import GENERATION_ROUTES
 
 _log = EventLog("baton.router")
@@ -49,8 +51,17 @@ class RouterApp:
         self.fleet.give_up_on = self._wire.give_up_on
         self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
         self._announcements = Announcements(config, self.fleet, self._clock)
+        self.reloading = self._reloading(config)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
         self._routes.add("POST", ANNOUNCE_PATH, self._announcements.handle)
+
+    def _reloading(self, config: RouterConfig) -> Reloading:
+        """Whatever can be changed while serving is named here."""
+        reloading = Reloading(config)
+        workers = ConfiguredWorkers(config, self.fleet, self._announcements.is_leased)
+        reloading.add(("workers",), workers.prepare)
+        reloading.add(FLEET_FIELDS, lambda new: lambda: self.fleet.follow(new))
+        return reloading
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

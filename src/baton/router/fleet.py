@@ -26,6 +26,13 @@ from baton.router.workers import Drainer, Phase, Worker, WorkerPool
 _log = EventLog("baton.router")
 _ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
 
+FLEET_FIELDS = (
+    *("policy", "prefill_policy", "decode_policy", "split", "breaker", "health"),
+    *("cache.threshold", "cache.balance_abs", "cache.balance_rel"),
+    *("waiting.max_running", "waiting.max_waiting", "waiting.max_wait_s"),
+)
+"""Of the configuration, what `follow` can change."""
+
 
 class Fleet:
     """`monitor` is given once the event loop runs (`attach`). `give_up_on` is told of a worker that
@@ -65,6 +72,25 @@ class Fleet:
         self.pool.note_drain(worker, drainer, is_wanted)
         if worker.is_draining != was_draining:
             log_drain(worker)
+
+    def retire(self, worker: Worker) -> None:
+        """Drain a worker that the configuration no longer names, and forget it afterwards."""
+        self.drain(worker, Drainer.CONFIGURATION)
+        self.spawn(self._leave_when_idle(worker))
+
+    async def _leave_when_idle(self, worker: Worker) -> None:
+        """Unless the configuration names it again."""
+        await self.until(
+            lambda _: worker.num_in_flight == 0 or Drainer.CONFIGURATION not in worker.drainers
+        )
+        if Drainer.CONFIGURATION in worker.drainers:
+            await self.leave(worker)
+
+    def forget(self, worker: Worker) -> None:
+        """As `leave`, without waiting for its probes to end."""
+        assert self._monitor is not None
+        self.pool.remove(worker.id)
+        self.spawn(self._monitor.forget(worker.id))
 
     async def leave(self, worker: Worker) -> None:
         """Remove a worker, unless it is gone already; what runs there runs on."""
@@ -111,6 +137,15 @@ class Fleet:
         role = next(role for role in self._config.roles if not usable(role, tried))
         num_cut_off, retry_after_s = self.placement.cut_off(role, now_s)
         raise NoWorker(role, len(self.pool.of_role(role)), num_cut_off, retry_after_s)
+
+    def follow(self, config: RouterConfig) -> None:
+        """Policies, limits and rules are these from now on."""
+        self._config = config
+        self.pool.rules = config.health
+        self.placement.follow_config(config)
+        self.admission.follow(config.waiting)
+        if self._monitor is not None:
+            self._monitor.rules = config.health
 
     def draw_room(self) -> int:
         """A room number in [0, 2^63), new for every attempt."""

@@ -47,7 +47,7 @@ class HealthMonitor:
     ):
         self._pool = pool
         self._connections = connections
-        self._rules = rules
+        self.rules = rules
         self._clock = clock
         self._startup_timeout_s = startup_timeout_s
         self._headers = headers
@@ -78,7 +78,7 @@ class HealthMonitor:
             await self._round(watch)
             self._mention_lateness(watch)
             try:
-                async with asyncio.timeout(self._rules.interval_s):
+                async with asyncio.timeout(self.rules.interval_s):
                     await watch.doubt.wait()
             except TimeoutError:
                 continue
@@ -158,7 +158,7 @@ class HealthMonitor:
 
     async def _get(self, worker: Worker, path: str) -> Fetched:
         return await self._connections.fetch(
-            worker.origin, "GET", path, self._headers, b"", self._rules.timeout_s
+            worker.origin, "GET", path, self._headers, b"", self.rules.timeout_s
         )
 
     def _mention_lateness(self, watch: _Watch) -> None:

@@ -52,7 +52,6 @@ class Visit(msgspec.Struct, gc=False):
 
 class Placement:
     def __init__(self, config: RouterConfig, metrics: RouterMetrics) -> None:
-        self._config = config
         self._metrics = metrics
         self._draw = random.Random(config.seed)
         self.speeds = Speeds()
@@ -65,6 +64,17 @@ class Placement:
             )
             for role in WorkerRole
         }
+        self.breakers = Breakers(config.breaker, self._on_admitted, self._on_breaker_move)
+        self._takes_pairs = config.pd_disaggregation
+        self._unified = self.states[WorkerRole.REGULAR]
+        self._splitter = Splitter(config.split)
+        self._workers: dict[str, Worker] = {}
+        self._pids: dict[str, int] = {}
+        self._mentioned: set[str] = set()
+        self.follow_config(config)
+
+    def follow_config(self, config: RouterConfig) -> None:
+        """Choose by these policies and rules from now on; what is known of workers stays."""
         self._policies = {
             role: make_policy(
                 config.policy_for(role),
@@ -73,7 +83,9 @@ class Placement:
             )
             for role in WorkerRole
         }
-        self.breakers = Breakers(config.breaker, self._on_admitted, self._on_breaker_move)
+        self.breakers.rules = config.breaker
+        self._splitter.rules = config.split
+        self._metrics.choices.policy_for = config.policy_for
         self._asks_for_prefixes = any(
             config.policy_for(role) in (PolicyName.CACHE_AWARE, PolicyName.SLO_AWARE)
             for role in config.roles
@@ -90,13 +102,6 @@ class Placement:
             config.policy_for(role) is PolicyName.SLO_AWARE
             for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
         )
-        self._takes_pairs = config.pd_disaggregation
-        self._unified = self.states[WorkerRole.REGULAR]
-        self._splitter = Splitter(config.split)
-        metrics.choices.policy_for = config.policy_for
-        self._workers: dict[str, Worker] = {}
-        self._pids: dict[str, int] = {}
-        self._mentioned: set[str] = set()
 
     def follow(self, worker: Worker, is_known: bool) -> None:
         """A worker joined, left, changed its health or told something new of itself."""
@@ -341,7 +346,7 @@ class Placement:
     def _is_half(self, worker: Worker) -> bool:
         """A worker that joined a pool of pairs as a unified one, and says that it is one of a pair:
         it would refuse every whole request."""
-        if worker.role is not WorkerRole.REGULAR or not self._config.pd_disaggregation:
+        if worker.role is not WorkerRole.REGULAR or not self._takes_pairs:
             return False
         mode = worker.facts.metadata.get("disaggregation_mode") if worker.facts else None
         return mode in HALF_MODES

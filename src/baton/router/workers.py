@@ -178,7 +178,7 @@ class WorkerPool:
         on_change: Callable[[Worker], None],
         on_load: Callable[[Worker], None] = lambda _worker: None,
     ):
-        self._rules = rules
+        self.rules = rules
         self._on_change = on_change
         self._on_load = on_load
         self._workers: dict[str, Worker] = {}
@@ -223,10 +223,10 @@ class WorkerPool:
         worker.num_in_flight -= 1
 
     def note_success(self, worker: Worker, now_s: float) -> None:
-        self._set_health(worker, after_success(worker.health, self._rules, now_s))
+        self._set_health(worker, after_success(worker.health, self.rules, now_s))
 
     def note_failure(self, worker: Worker, reason: str, now_s: float) -> None:
-        self._set_health(worker, after_failure(worker.health, self._rules, reason, now_s))
+        self._set_health(worker, after_failure(worker.health, self.rules, reason, now_s))
 
     def note_refusal(self, worker: Worker, reason: str, now_s: float) -> None:
         self._set_health(worker, after_refusal(worker.health, reason, now_s))

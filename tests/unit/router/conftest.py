@@ -28,6 +28,7 @@ class Cluster:
     def __init__(self, app: RouterApp, url: str, session: aiohttp.ClientSession):
         self.fleet = app.fleet
         self.generation = app.generation
+        self.reloading = app.reloading
         self.url = url
         self.session = session
         self.prefills: list[FakeWorker] = []
