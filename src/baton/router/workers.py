@@ -103,6 +103,15 @@ class ReportedLoad(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
 
 
+class WorkerNotes(msgspec.Struct, frozen=True, kw_only=True):
+    """What operators note down of a worker, as in SGLang's router, whose policies do not read it
+    either; shown with the worker, for programs of theirs."""
+
+    priority: int = 50
+    cost: float = 1.0
+    labels: dict[str, str] = {}
+
+
 class Worker:
     """One worker's record. Changed by WorkerPool only."""
 
@@ -121,6 +130,7 @@ class Worker:
         self.health = Health(since_s=now_s)
         self.facts: WorkerFacts | None = None
         self.load: ReportedLoad | None = None
+        self.notes = WorkerNotes()
         self.num_in_flight = 0
         self.drainers: frozenset[Drainer] = frozenset()
 
@@ -237,6 +247,9 @@ class WorkerPool:
         if drainers != worker.drainers:
             worker.drainers = drainers
             self._on_change(worker)
+
+    def note_down(self, worker: Worker, notes: WorkerNotes) -> None:
+        worker.notes = notes
 
     def note_facts(self, worker: Worker, facts: WorkerFacts) -> None:
         if facts != worker.facts:
