@@ -59,6 +59,9 @@ class FakeWorker:
         self.loads: Any = {"loads": [{"dp_rank": 0, "num_running_reqs": 0, "num_total_tokens": 0}]}
         self.requests: list[Recorded] = []
         self.other_requests: list[Recorded] = []
+        self.tokens_per_request: int | None = None
+        """Set, and it reports what runs here as its load, each request as so many tokens."""
+        self.num_running = 0
         self.num_hung_up = 0
         self._port = 0
         self._runner: web.AppRunner | None = None
@@ -122,8 +125,15 @@ class FakeWorker:
             "/model_info": lambda: {"model_path": "/models/fake", "model_type": "qwen3"},
             "/v1/models": lambda: {"object": "list", "data": [{"id": "fake-model"}]},
             "/v1/models/fake-model": lambda: {"id": "fake-model"},
-            "/v1/loads": lambda: self.loads,
+            "/v1/loads": lambda: self._load() or self.loads,
         }
+
+    def _load(self) -> Any:
+        if self.tokens_per_request is None:
+            return None
+        num_tokens = self.num_running * self.tokens_per_request
+        rank = {"num_running_reqs": self.num_running, "num_total_tokens": num_tokens}
+        return {"loads": [{"dp_rank": 0, **rank}]}
 
     def _reporter(self, answer: Callable[[], Any]) -> Callable[[web.Request], Any]:
         async def report(request: web.Request) -> web.Response:
@@ -146,6 +156,7 @@ class FakeWorker:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         recorded, script = await _recorded(request), self.script
         self.requests.append(recorded)
+        self.num_running += 1
         self._changed.set()
         try:
             return await self._answer(request, recorded, script)
@@ -153,6 +164,8 @@ class FakeWorker:
             self.num_hung_up += 1
             self._changed.set()
             raise
+        finally:
+            self.num_running -= 1
 
     async def _answer(
         self, request: web.Request, recorded: Recorded, script: Script
