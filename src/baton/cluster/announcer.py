@@ -73,8 +73,7 @@ class Announcer:
     def start(self) -> None:
         if not self._routers:
             return
-        limit = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S)
-        self._session = aiohttp.ClientSession(timeout=limit)
+        self._session = aiohttp.ClientSession()
         self._tasks = [asyncio.create_task(self._keep_telling(each)) for each in self._routers]
 
     async def say_draining(self) -> int:
@@ -116,9 +115,10 @@ class Announcer:
     async def _try_to_tell(self, router: "_Router") -> str | None:
         """Why it failed, or None. A challenge that has become old is answered anew, once."""
         try:
-            status, reason = await self._post(router)
-            if status == 401:
+            async with asyncio.timeout(ANSWER_LIMIT_S):
                 status, reason = await self._post(router)
+                if status == 401:
+                    status, reason = await self._post(router)
         except TimeoutError:
             return f"no answer within {ANSWER_LIMIT_S:g} s"
         except (aiohttp.ClientError, OSError) as error:

@@ -32,19 +32,23 @@ async def depart(
     stop: StopRequests, announcer: Announcer, count_running: Callable[[], int], grace_s: float
 ) -> None:
     """Returns when nothing runs any more, or the time is up."""
-    num_running = count_running()
-    log.info("draining", num_running=num_running, grace_s=grace_s)
-    num_told = await announcer.say_draining()
-    if num_running or num_told or count_running():
-        idle = asyncio.ensure_future(_idle(count_running, NOTICE_S if num_running else 0.0))
-        again = asyncio.ensure_future(stop.asked_again.wait())
-        await asyncio.wait({idle, again}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        for wait in (idle, again):
-            wait.cancel()
-        await asyncio.gather(idle, again, return_exceptions=True)
+    log.info("draining", num_running=count_running(), grace_s=grace_s)
+    done = asyncio.ensure_future(_tell_and_finish(announcer, count_running))
+    again = asyncio.ensure_future(stop.asked_again.wait())
+    await asyncio.wait({done, again}, timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
+    for wait in (done, again):
+        wait.cancel()
+    await asyncio.gather(done, again, return_exceptions=True)
     if left := count_running():
         log.warning("grace period is over", num_ended=left)
     await announcer.leave()
+
+
+async def _tell_and_finish(announcer: Announcer, count_running: Callable[[], int]) -> None:
+    was_busy = count_running() > 0
+    num_told = await announcer.say_draining()
+    if was_busy or num_told or count_running():
+        await _idle(count_running, NOTICE_S if was_busy else 0.0)
 
 
 async def _idle(count_running: Callable[[], int], least_s: float) -> None:

@@ -246,7 +246,7 @@ class WorkerPool:
         drainers = worker.drainers | {drainer} if is_wanted else worker.drainers - {drainer}
         if drainers != worker.drainers:
             worker.drainers = drainers
-            self._on_change(worker)
+            self._tell_change(worker)
 
     def note_down(self, worker: Worker, notes: WorkerNotes) -> None:
         worker.notes = notes
@@ -254,7 +254,7 @@ class WorkerPool:
     def note_facts(self, worker: Worker, facts: WorkerFacts) -> None:
         if facts != worker.facts:
             worker.facts = facts
-            self._on_change(worker)
+            self._tell_change(worker)
 
     def note_load(
         self, worker: Worker, num_requests: int | None, num_tokens: int, now_s: float
@@ -268,6 +268,11 @@ class WorkerPool:
         if moved:
             if health.phase is Phase.UNHEALTHY:
                 worker.load = None
+            self._tell_change(worker)
+
+    def _tell_change(self, worker: Worker) -> None:
+        """Of one that has left, a leg may still learn that nobody listens there any more."""
+        if self._workers.get(worker.id) is worker:
             self._on_change(worker)
 
     def check_invariants(self) -> None:

@@ -54,6 +54,7 @@ class FakeWorker:
         self.role = role
         self.script = script or Script()
         self.health_status = 200
+        self.health_gate: asyncio.Event | None = None
         self.is_draining = False
         self.info: dict[str, Any] = {"served_model_name": "fake-model", **(info or {})}
         self.loads: Any = {"loads": [{"dp_rank": 0, "num_running_reqs": 0, "num_total_tokens": 0}]}
@@ -144,6 +145,8 @@ class FakeWorker:
         return report
 
     async def _health(self, _request: web.Request) -> web.Response:
+        if self.health_gate is not None:
+            await self.health_gate.wait()
         if self.is_draining:
             return web.json_response({"error": {"code": "draining"}}, status=503)
         return web.Response(status=self.health_status)
