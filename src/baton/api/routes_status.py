@@ -24,7 +24,17 @@ def add_status_routes(app: web.Application) -> None:
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 while the engine runs and its loop moves, not merely while this process answers."""
+    """200 while the engine runs and its loop moves, not merely while this process answers; 503 with
+    the code "draining" once this worker is about to leave, which routers tell from being ill."""
+    service = request.app[SERVICE]
+    service.live_engine()
+    if service.is_draining:
+        raise GenerationFailed("this worker finishes what runs and then ends", 503, "draining")
+    return web.Response(text="OK")
+
+
+async def liveness(request: web.Request) -> web.Response:
+    """As health; but a worker that drains must not be killed for it."""
     request.app[SERVICE].live_engine()
     return web.Response(text="OK")
 
@@ -85,7 +95,7 @@ async def server_info(request: web.Request) -> web.Response:
             "pid": os.getpid(),
             "engine_pid": ready.pid,
             "pids": {"api": os.getpid(), "engine": ready.pid},
-            "status": "ready" if now.is_alive else "dead",
+            "status": _status(service) if now.is_alive else "dead",
             "context_length": ready.context_length,
             "max_total_num_tokens": now.max_total_num_tokens,
             "max_running_requests": ready.max_running_requests,
@@ -96,6 +106,10 @@ async def server_info(request: web.Request) -> web.Response:
             "internal_states": [_load(service)],
         }
     )
+
+
+def _status(service: Service) -> str:
+    return "draining" if service.is_draining else "ready"
 
 
 async def model_info(request: web.Request) -> web.Response:
@@ -168,7 +182,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 _HANDLERS: Final = {
     "/health": health,
-    "/liveness": health,
+    "/liveness": liveness,
     "/health_generate": health_generate,
     "/server_info": server_info,
     "/get_server_info": server_info,

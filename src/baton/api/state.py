@@ -70,12 +70,14 @@ class ServerState:
 
 
 class Service:
-    """A `ServerState` at work: its metrics, its running requests, and what follows from both."""
+    """A `ServerState` at work: its metrics, its running requests, and what follows from both.
+    `is_draining`: it finishes what runs, and what still comes, and wants nothing new."""
 
     def __init__(self, state: ServerState):
         self.state = state
         self.started_at = int(time.time())
         self.running = RunningRequests()
+        self.is_draining = False
         self.metrics = WorkerMetrics(
             model_name=state.served_model_name,
             engine_type=ENGINE_TYPES[state.role],

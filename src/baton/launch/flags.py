@@ -187,6 +187,7 @@ def _declare(parser: argparse.ArgumentParser | argparse._ArgumentGroup, flag: _F
     parser.add_argument(
         *flag.names,
         type=_argument_type(flag.parse),
+        action="extend" if flag.is_many else "store",
         nargs="+" if flag.is_many else None,
         metavar=metavar or _metavar(flag.value_type),
         **common,

@@ -15,12 +15,14 @@ from typing import Any
 import uvloop
 
 from baton.core.errors import ConfigError
+from baton.core.stop_requests import StopRequests
 from baton.launch.cluster_secret import (
     CLUSTER_SECRET_FILE,
     CLUSTER_SECRET_VARIABLE,
     read_cluster_secret,
 )
 from baton.launch.flags import API_KEY_VARIABLE
+from baton.launch.router_file import read_args
 from baton.obs.logs import configure_logging
 from baton.router.breaker import BreakerRules
 from baton.router.config import (
@@ -34,7 +36,7 @@ from baton.router.config import (
 from baton.router.event_ids import derive_key
 from baton.router.keys import read_keys
 from baton.router.policies import CacheRules, PolicyName
-from baton.router.server import StopRequests, run_router
+from baton.router.server import run_router
 from baton.router.split import SplitRules
 from baton.router.tls import TlsFiles
 from baton.router.waiting import WaitingRules
@@ -58,14 +60,25 @@ _EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a router until SIGTERM or SIGINT; the process's exit status."""
     try:
-        args = make_parser().parse_args(argv)
+        args = _read(argv)
         config = config_from(args, environ=os.environ)
         configure_logging(_LOG_LEVELS[args.log_level], "router")
-        uvloop.run(run_router(config, ready=lambda port: _announce(config, port)))
+        uvloop.run(
+            run_router(
+                config,
+                ready=lambda port: _announce(config, port),
+                read_again=lambda: config_from(_read(argv), environ=os.environ),
+            )
+        )
     except ConfigError as error:
         print(f"baton router: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _read(argv: Sequence[str] | None) -> argparse.Namespace:
+    given = sys.argv[1:] if argv is None else argv
+    return read_args(lambda parser_type: make_parser(parser_type=parser_type), given)
 
 
 def _announce(config: RouterConfig, port: int) -> None:
@@ -74,8 +87,12 @@ def _announce(config: RouterConfig, port: int) -> None:
     print(f"baton router listening on {scheme}://{shown}:{port}", flush=True)
 
 
-def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(
+    prog: str = "baton router",
+    *,
+    parser_type: type[argparse.ArgumentParser] = argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    parser = parser_type(
         prog=prog,
         description="Distribute requests over prefill and decode workers, or unified workers.",
         epilog=_EXAMPLES,
@@ -96,6 +113,12 @@ def make_parser(prog: str = "baton router") -> argparse.ArgumentParser:
 
 
 def _add_address(group: Any) -> None:
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file with these options, by their long names, and 'workers', a list of url, "
+        "role and bootstrap-port; the command line goes before it. SIGHUP reads it anew",
+    )
     group.add_argument(
         "--host", default=_default("host"), help="address to listen on (default: %(default)s)"
     )
@@ -186,8 +209,10 @@ def _add_workers(group: Any) -> None:
         default=[],
         metavar="URL",
         help="unified workers. Workers of any kind need not be up when the router starts, and "
-        "can be added and removed later by POST and DELETE /workers",
+        "can be added and removed later by POST and DELETE /workers, or announce themselves "
+        "(a worker's --router-url)",
     )
+    group.add_argument("--cluster-secret-file", **CLUSTER_SECRET_FILE)
     group.add_argument(
         "--worker-startup-timeout-secs",
         type=float,
@@ -434,7 +459,6 @@ def _add_event_ids(group: Any) -> None:
         "sends its request again with the header Last-Event-ID, to this router or another one "
         "with the same secret, and gets the rest",
     )
-    group.add_argument("--cluster-secret-file", **CLUSTER_SECRET_FILE)
 
 
 def _add_health(group: Any) -> None:
@@ -526,6 +550,7 @@ def config_from(
             client_key=args.client_key_path,
         ),
         worker_key=args.worker_api_key or (environ or {}).get(WORKER_KEY_VARIABLE),
+        cluster_secret=read_cluster_secret(args.cluster_secret_file, environ or {}),
     )
 
 

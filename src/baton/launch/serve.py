@@ -51,6 +51,7 @@ examples:
 
 
 _ROUTER_EXIT_S = 1.0  # on top of the time that it gives to running requests
+_WORKER_GRACE_S = 2.0  # for what came to a worker past the router, which has ended before
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _worker_argv(options: WorkerOptions) -> list[str]:
         f"--mooncake-protocol={options.mooncake_protocol}",
         f"--disaggregation-ib-device={options.disaggregation_ib_device}",
         f"--log-level={options.log_level}",
+        f"--shutdown-grace-period-secs={_WORKER_GRACE_S}",
     ]
     if options.simulate_link is not None:
         argv.append(f"--simulate-link={options.simulate_link}")

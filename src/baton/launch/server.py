@@ -22,16 +22,23 @@ import uvloop
 from aiohttp import web
 
 from baton.api.app import make_app, make_runner
-from baton.api.state import ApiConfig, ServerState
+from baton.api.state import SERVICE, ApiConfig, ServerState, Service
 from baton.checkpoint import default_cache_dir, read_model_card, resolve_model
 from baton.core.errors import BatonError, ConfigError
 from baton.core.model_card import ModelCard
 from baton.core.request import DEFAULT_BOOTSTRAP_PORT
+from baton.core.stop_requests import StopRequests
 from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
 from baton.disagg.config import DisaggConfig
 from baton.disagg.core_sharing import SharingRules
 from baton.engine.config import EngineConfig
 from baton.ipc.engine_process_client import EngineProcessClient
+from baton.launch.announcing import (
+    ANNOUNCE_URL,
+    ROUTER_URL,
+    check_announcing,
+    make_announcer,
+)
 from baton.launch.cluster_secret import (
     CLUSTER_SECRET_FILE,
     CLUSTER_SECRET_VARIABLE,
@@ -40,6 +47,7 @@ from baton.launch.cluster_secret import (
     send_secret,
     without_secret,
 )
+from baton.launch.departure import depart
 from baton.launch.engine_spec import EngineSpec, TransferBackend
 from baton.launch.flags import API_KEY_VARIABLE, add_flags, from_args
 from baton.launch.transfer_flags import (
@@ -60,8 +68,8 @@ from baton.transfer.config import MooncakeConfig, TransferConfig
 log = event_log("worker")
 
 _ENGINE_EXIT_S = 3.0
-_DRAIN_S = 2.0
-"""How long running requests may go on after SIGTERM."""
+_LAST_WORDS_S = 0.5
+"""Time for connections to close, once what ran has had its grace period."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,16 @@ class WorkerConfig:
         metadata={"help": "clients must send it as a bearer token", "env": API_KEY_VARIABLE},
     )
     cluster_secret_file: str | None = field(default=None, metadata=CLUSTER_SECRET_FILE)
+    router_url: tuple[str, ...] = field(default=(), metadata=ROUTER_URL)
+    announce_url: str | None = field(default=None, metadata=ANNOUNCE_URL)
+    shutdown_grace_period_secs: float = field(
+        default=30.0,
+        metadata={
+            "help": "time for running requests after SIGTERM or SIGINT; a second signal ends it",
+            "metavar": "SECONDS",
+            "minimum": 0,
+        },
+    )
     log_level: str = field(
         default="info",
         metadata={"help": "least level to log", "choices": ("debug", "info", "warning", "error")},
@@ -155,6 +173,7 @@ def main(argv: Sequence[str]) -> int:
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
         secret = read_cluster_secret(worker.cluster_secret_file, os.environ)
+        check_announcing(worker.router_url, worker.announce_url, secret)
         cores = _cores(worker)
         num_cores = len(cores or os.sched_getaffinity(0))
         transfer = TransferConfig.from_environ(os.environ, num_cores)
@@ -258,21 +277,20 @@ def _cores(worker: WorkerConfig) -> list[int]:
 async def _serve(
     worker: WorkerConfig, spec: EngineSpec, secret: str, card: ModelCard, sockets: _Sockets
 ) -> int:
-    stop = asyncio.Event()
+    stop = StopRequests()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.ask)
     process, connection = _start_engine(spec, secret)
     engine = await EngineProcessClient.connect(connection)
     try:
         tokenizer = await asyncio.to_thread(load_tokenizer, card.path)
-        await _first_of(engine.wait_ready(), stop.wait())
-        if stop.is_set():
+        await _first_of(engine.wait_ready(), stop.asked.wait())
+        if stop.asked.is_set():
             return 0
-        async with _listening(worker, spec, secret, card, tokenizer, engine, sockets) as url:
-            log.info("worker ready", url=url, role=spec.role, pid=os.getpid())
-            await _first_of(engine.dead.wait(), stop.wait())
-        if engine.death and not stop.is_set():
+        async with _listening(worker, spec, secret, card, tokenizer, engine, sockets) as service:
+            await _work(worker, secret, service, engine, sockets, stop)
+        if engine.death and not stop.asked.is_set():
             raise BatonError(engine.death)
         return 0
     except BatonError as error:
@@ -282,6 +300,39 @@ async def _serve(
         engine.shut_down()
         await asyncio.to_thread(_end_engine, process)
         await engine.close()
+
+
+async def _work(
+    worker: WorkerConfig,
+    secret: str,
+    service: Service,
+    engine: EngineProcessClient,
+    sockets: _Sockets,
+    stop: StopRequests,
+) -> None:
+    """Until the engine is dead, or we were asked to stop and have done what was begun."""
+    state = service.state
+    host, port = sockets.http.getsockname()[:2]
+    announcer = make_announcer(
+        worker.router_url,
+        secret,
+        announce_url=worker.announce_url,
+        host=host,
+        port=port,
+        role=state.role,
+        bootstrap_port=state.bootstrap_port,
+    )
+    announcer.start()
+    try:
+        log.info("worker ready", url=f"http://{host}:{port}", role=state.role, pid=os.getpid())
+        await _first_of(engine.dead.wait(), stop.asked.wait())
+        if stop.asked.is_set():
+            service.is_draining = True
+            grace_s = worker.shutdown_grace_period_secs
+            leaving = depart(stop, announcer, lambda: service.running.num_requests, grace_s)
+            await _first_of(engine.dead.wait(), leaving)
+    finally:
+        await announcer.leave()
 
 
 def _start_engine(spec: EngineSpec, secret: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -333,7 +384,7 @@ async def _listening(
     tokenizer: Tokenizer,
     engine: EngineProcessClient,
     sockets: _Sockets,
-) -> AsyncIterator[str]:
+) -> AsyncIterator[Service]:
     """HTTP and, on a prefill worker, the bootstrap server."""
     bootstrap_client = BootstrapClient()
     bootstrap_port = sockets.bootstrap.getsockname()[1] if sockets.bootstrap is not None else None
@@ -347,15 +398,16 @@ async def _listening(
         config=ApiConfig(api_key=worker.api_key),
         bootstrap_port=bootstrap_port,
     )
-    host, port = sockets.http.getsockname()[:2]
-    runner = make_runner(make_app(state), shutdown_timeout_s=_DRAIN_S)
+    port = sockets.http.getsockname()[1]
+    app = make_app(state)
+    runner = make_runner(app, shutdown_timeout_s=_LAST_WORDS_S)
     runners = [await _listen(runner, sockets.http)]
     try:
         if sockets.bootstrap is not None:
             bootstrap = _bootstrap_server(worker, secret, engine.ready, port)
             runner = web.AppRunner(bootstrap.make_app(), access_log=None)
             runners.append(await _listen(runner, sockets.bootstrap))
-        yield f"http://{host}:{port}"
+        yield app[SERVICE]
     finally:
         for runner in runners:
             await runner.cleanup()

@@ -6,7 +6,7 @@ Elsewhere: routes that make tokens (generation.py), the table of routes (app.py)
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -25,7 +25,7 @@ from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
 from baton.router.legs import WholeAnswer, Wire
 from baton.router.metrics import CONTENT_TYPE
-from baton.router.workers import Worker
+from baton.router.workers import Drainer, Worker, WorkerNotes
 
 WORKER_CALL_TIMEOUT_S = 10.0
 PROBE_TIMEOUT_S = 30.0
@@ -34,12 +34,27 @@ _OK = Response(200, b"OK", {"Content-Type": "text/plain; charset=utf-8"})
 _ANSWERING_ROLES = (WorkerRole.DECODE, WorkerRole.REGULAR, WorkerRole.PREFILL)
 
 
+Cost = Annotated[float, msgspec.Meta(ge=0)]
+
+
 class AddWorker(msgspec.Struct):
     """Body of POST /workers; SGLang's other fields are ignored."""
 
     url: str
+    priority: int = 50
+    cost: Cost = 1.0
+    labels: dict[str, str] = {}
     worker_type: WorkerRole = WorkerRole.REGULAR
     bootstrap_port: int | None = None
+
+
+class UpdateWorker(msgspec.Struct):
+    """Body of PUT /workers/{id}: what is left out stays as it is."""
+
+    draining: bool | None = None
+    priority: int | None = None
+    cost: Cost | None = None
+    labels: dict[str, str] | None = None
 
 
 class Abort(msgspec.Struct):
@@ -64,12 +79,12 @@ class AdminHandlers:
         missing = self._fleet.missing_roles()
         answer: dict[str, Any] = {
             "status": "not ready" if missing else "ready",
-            "healthy_workers": sum(worker.is_healthy for worker in workers),
+            "healthy_workers": sum(worker.is_available for worker in workers),
             "total_workers": len(workers),
         }
         if missing:
             answer["missing"] = [role.value for role in missing]
-            answer["reason"] = "no healthy worker of role " + " and ".join(missing)
+            answer["reason"] = "no usable worker of role " + " and ".join(missing)
         return _json(answer, status=503 if missing else 200)
 
     async def queue(self, _request: Request) -> Response:
@@ -108,7 +123,7 @@ class AdminHandlers:
 
     async def add_worker(self, request: Request) -> Response:
         """Adding a worker that is there already, in the same role, changes nothing."""
-        spec = await self._wanted_worker(request)
+        spec, notes = self._wanted_worker(request)
         worker = self._fleet.pool.find(spec.url)
         if worker is not None and worker.spec != spec:
             raise RequestError(
@@ -120,6 +135,7 @@ class AdminHandlers:
             )
         if worker is None:
             worker = self._fleet.join(spec)
+            self._fleet.pool.note_down(worker, notes)
         location = f"/workers/{worker.id}"
         answer = {
             "status": "accepted",
@@ -129,6 +145,16 @@ class AdminHandlers:
             "message": "Worker added; it is used as soon as it answers GET /health",
         }
         return _json(answer, status=202, headers={"Location": location})
+
+    async def update_worker(self, request: Request) -> Response:
+        """Done when this is answered."""
+        worker = self._named_worker(request)
+        wanted = _wanted_update(request.body)
+        if wanted.draining is not None:
+            self._fleet.drain(worker, Drainer.OPERATOR, wanted.draining)
+        self._fleet.pool.note_down(worker, _notes_after(worker.notes, wanted))
+        answer = {"status": "accepted", "worker_id": worker.id, "message": _standing_of(worker)}
+        return _json(answer, status=202)
 
     async def remove_worker(self, request: Request) -> Response:
         worker = self._named_worker(request)
@@ -151,7 +177,7 @@ class AdminHandlers:
     async def ask_one(self, request: Request) -> Response:
         """GET from any healthy worker; decode first, whose answers are what clients see."""
         for role in _ANSWERING_ROLES:
-            workers = self._fleet.pool.healthy(role)
+            workers = self._fleet.pool.available(role)
             if workers:
                 return _passed_on(await self._call(workers[0], request, b""))
         role = self._config.roles[-1]
@@ -220,7 +246,7 @@ class AdminHandlers:
             )
         return worker
 
-    async def _wanted_worker(self, request: Request) -> WorkerSpec:
+    def _wanted_worker(self, request: Request) -> tuple[WorkerSpec, WorkerNotes]:
         try:
             wanted = msgspec.json.decode(request.body, type=AddWorker)
             url = parse_worker_url("url", wanted.url)
@@ -232,7 +258,41 @@ class AdminHandlers:
             raise RequestError(
                 f"bootstrap_port is {port}; it must be from 1 to {MAX_PORT}", param="bootstrap_port"
             )
-        return WorkerSpec(url, wanted.worker_type, port)
+        notes = WorkerNotes(priority=wanted.priority, cost=wanted.cost, labels=wanted.labels)
+        return WorkerSpec(url, wanted.worker_type, port), notes
+
+
+def _wanted_update(body: bytes) -> UpdateWorker:
+    try:
+        wanted = msgspec.json.decode(body, type=UpdateWorker)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the body is no update of a worker: {error}") from error
+    if wanted == UpdateWorker():
+        raise RequestError(
+            'the body changes nothing; give draining, as in {"draining": true}, priority, cost or '
+            "labels",
+            param="draining",
+        )
+    return wanted
+
+
+def _notes_after(notes: WorkerNotes, wanted: UpdateWorker) -> WorkerNotes:
+    """What is left out stays; labels are replaced as a whole."""
+    return WorkerNotes(
+        priority=notes.priority if wanted.priority is None else wanted.priority,
+        cost=notes.cost if wanted.cost is None else wanted.cost,
+        labels=notes.labels if wanted.labels is None else wanted.labels,
+    )
+
+
+def _standing_of(worker: Worker) -> str:
+    if worker.is_draining:
+        drained_by = ", ".join(sorted(worker.drainers))
+        return (
+            f"Worker takes nothing new (by {drained_by}); "
+            f"{worker.num_in_flight} requests there run to their end"
+        )
+    return "Worker updated; it takes requests while it is healthy"
 
 
 def _check_abort(body: bytes) -> None:
@@ -253,14 +313,15 @@ def _records(workers: Iterable[Worker]) -> list[dict[str, Any]]:
 
 
 def _record(worker: Worker) -> dict[str, Any]:
-    """The shape of SGLang's router, which knows priority and cost; here they are its defaults."""
+    """The shape of SGLang's router, and what else there is to know."""
     facts = worker.facts
     return {
         "id": worker.id,
         "url": worker.url,
         "model_id": facts.model_id if facts else "unknown",
-        "priority": 50,
-        "cost": 1.0,
+        "priority": worker.notes.priority,
+        "cost": worker.notes.cost,
+        "labels": worker.notes.labels,
         "worker_type": worker.role.value,
         "is_healthy": worker.is_healthy,
         "load": worker.num_in_flight,
@@ -269,6 +330,9 @@ def _record(worker: Worker) -> dict[str, Any]:
         "pid": worker.local_pid,
         "metadata": facts.metadata if facts else {},
         "disable_health_check": False,
+        "is_announced": worker.is_announced,
+        "is_draining": worker.is_draining,
+        "drained_by": sorted(worker.drainers),
         "phase": worker.health.phase.value,
         "reason": worker.health.reason,
     }

@@ -133,6 +133,13 @@ class Admission:
         finally:
             turn.leave()
 
+    def follow(self, rules: WaitingRules) -> None:
+        """Other limits from now on. Under a lower one, whoever is inside or waits stays; under the
+        first one, those who are inside already do not count."""
+        self._line.rules = rules
+        self.is_open = rules.max_running is None
+        self._let_in()
+
     def look_at_clock(self) -> None:
         """Turn away those whose time is up."""
         for id_, refusal in self._line.expire(self._clock.now_s()):

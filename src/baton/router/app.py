@@ -5,16 +5,18 @@ Elsewhere: handlers (generation.py, admin.py), HTTP (http/), listening and signa
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from baton.core.clock import Clock, MonotonicClock
-from baton.core.errors import RequestError
+from baton.core.errors import ConfigError, RequestError
+from baton.messages.announcement import ANNOUNCE_PATH
 from baton.obs.logs import EventLog
 from baton.router.admin import AdminHandlers
+from baton.router.announcements import Announcements
 from baton.router.config import RouterConfig
 from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
-from baton.router.fleet import Fleet
+from baton.router.fleet import FLEET_FIELDS, Fleet
 from baton.router.generation import GenerationHandlers, problem_of
 from baton.router.guard import guard_of
 from baton.router.health import HealthMonitor
@@ -24,6 +26,8 @@ from baton.router.http.routes import NoMethod, NoRoute, Routes
 from baton.router.http.stream import ResponseStream
 from baton.router.keys import Callers, KeyTable
 from baton.router.legs import Wire
+from baton.router.reload import Reloading
+from baton.router.reload_workers import ConfiguredWorkers
 from baton.router.requests import GENERATION_ROUTES
 from baton.router.tenants import TenantGate
 from baton.router.tls import context_for_workers
@@ -55,7 +59,26 @@ class RouterApp:
         self.generation = GenerationHandlers(
             config, self.fleet, self._wire, self._clock, self._tenants
         )
+        self._announcements = Announcements(config, self.fleet, self._clock)
+        self.reloading = self._reloading(config)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
+        self._routes.add("POST", ANNOUNCE_PATH, self._announcements.handle)
+
+    def _reloading(self, config: RouterConfig) -> Reloading:
+        """Whatever can be changed while serving is named here."""
+        reloading = Reloading(config)
+        workers = ConfiguredWorkers(config, self.fleet, self._announcements.is_leased)
+        reloading.add(("workers",), workers.prepare)
+        reloading.add(FLEET_FIELDS, lambda new: lambda: self.fleet.follow(new))
+        if self._keys is not None:
+            reloading.add(("callers",), self._prepare_keys)
+        return reloading
+
+    def _prepare_keys(self, new: RouterConfig) -> Callable[[], None]:
+        callers = new.callers
+        if callers is None:
+            raise ConfigError("--api-keys is gone; restart the router to serve without keys")
+        return lambda: self.replace_keys(callers)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -68,6 +91,7 @@ class RouterApp:
         try:
             yield
         finally:
+            self._announcements.close()
             await self.fleet.close()
             self.generation.close()
             self._wire.close()
@@ -163,6 +187,7 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     routes.add("GET", "/workers", admin.list_workers)
     routes.add("POST", "/workers", admin.add_worker)
     routes.add("GET", "/workers/{worker_id}", admin.get_worker)
+    routes.add("PUT", "/workers/{worker_id}", admin.update_worker)
     routes.add("DELETE", "/workers/{worker_id}", admin.remove_worker)
     routes.add("GET", "/get_loads", admin.get_loads)
     for path in (

@@ -28,7 +28,7 @@ class Breakers:
         on_move: Callable[[str, BreakerPhase], None] = lambda _worker_id, _phase: None,
     ) -> None:
         """`on_change(worker_id, is_admitted)`; `on_move(worker_id, new phase)`."""
-        self._rules = rules
+        self.rules = rules
         self._on_change = on_change
         self._on_move = on_move
         self._breakers: dict[str, Breaker] = {}
@@ -59,7 +59,7 @@ class Breakers:
         """Let pass what time alone changes; to be called before a choice."""
         while (worker_id := self._due.first()) is not None:
             before = self._breakers[worker_id]
-            after = as_of(before, self._rules, now_s)
+            after = as_of(before, self.rules, now_s)
             if after is before:
                 return
             self._set(worker_id, after)
@@ -80,7 +80,7 @@ class Breakers:
         """How a request ended that was admitted there, exactly once."""
         breaker = self._breakers.get(worker_id)
         if breaker is not None:
-            self._set(worker_id, after_outcome(breaker, self._rules, outcome, epoch, now_s))
+            self._set(worker_id, after_outcome(breaker, self.rules, outcome, epoch, now_s))
 
     def soonest_try_s(self, worker_ids: Iterable[str], now_s: float) -> float:
         """How long until one of these may be tried, for Retry-After."""
@@ -107,12 +107,12 @@ class Breakers:
         if breaker.phase is BreakerPhase.OPEN:
             return breaker.may_try_s
         if breaker.probe_since_s is not None:
-            return breaker.probe_since_s + self._rules.probe_limit_s
+            return breaker.probe_since_s + self.rules.probe_limit_s
         return None
 
     def check_invariants(self) -> None:
         for worker_id, breaker in self._breakers.items():
             assert (worker_id in self._due) == (self._change_s(breaker) is not None)
             assert breaker.probe_since_s is None or breaker.phase is BreakerPhase.HALF_OPEN
-            assert breaker.cool_down_s <= self._rules.max_cool_down_s
+            assert breaker.cool_down_s <= self.rules.max_cool_down_s
         self._due.check_invariants()

@@ -83,6 +83,7 @@ class RouterConfig:
     callers: Callers | None = None
     worker_key: str | None = None
     tls: TlsFiles = field(default_factory=TlsFiles)
+    cluster_secret: str = field(default="", repr=False)
     seed: int | None = None
 
     def __post_init__(self) -> None:

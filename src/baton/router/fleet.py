@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 
 from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
@@ -17,16 +17,23 @@ from baton.router.admission import Admission
 from baton.router.breaker import Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
-from baton.router.health import HealthMonitor, log_move
+from baton.router.health import HealthMonitor, log_drain, log_move
 from baton.router.legs import Leg, PrefillLeg
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
 from baton.router.plan import Plan
 from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
-from baton.router.workers import Phase, Worker, WorkerPool
+from baton.router.workers import Drainer, Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
 _ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
+
+FLEET_FIELDS = (
+    *("policy", "prefill_policy", "decode_policy", "split", "breaker", "health"),
+    *("cache.threshold", "cache.balance_abs", "cache.balance_rel"),
+    *("waiting.max_running", "waiting.max_waiting", "waiting.max_wait_s"),
+)
+"""Of the configuration, what `follow` can change."""
 
 
 class Fleet:
@@ -41,6 +48,7 @@ class Fleet:
         self._watchers: set[Callable[[], None]] = set()
         self._monitor: HealthMonitor | None = None
         self.give_up_on: Callable[[Worker], None] | None = None
+        self._chores: set[asyncio.Task[None]] = set()
         self.pool = WorkerPool(config.health, self._note_change, self._note_load)
         self.metrics = RouterMetrics(self.pool)
         self.placement = Placement(config, self.metrics)
@@ -53,20 +61,58 @@ class Fleet:
         for spec in self._config.workers:
             self.join(spec)
 
-    def join(self, spec: WorkerSpec) -> Worker:
+    def join(self, spec: WorkerSpec, *, is_announced: bool = False) -> Worker:
         """Add a worker; it is used as soon as it says that it is healthy."""
         assert self._monitor is not None
-        worker = self.pool.add(str(uuid.uuid4()), spec, self._clock.now_s())
+        id_, now_s = str(uuid.uuid4()), self._clock.now_s()
+        worker = self.pool.add(id_, spec, now_s, is_announced=is_announced)
         self._monitor.watch(worker)
         return worker
 
-    async def leave(self, worker: Worker) -> None:
-        """Remove a worker; what runs there runs on."""
+    def drain(self, worker: Worker, drainer: Drainer, is_wanted: bool = True) -> None:
+        """It takes nothing new and finishes what it has, as long as anybody wants that."""
+        was_draining = worker.is_draining
+        self.pool.note_drain(worker, drainer, is_wanted)
+        if worker.is_draining != was_draining:
+            log_drain(worker)
+
+    def retire(self, worker: Worker) -> None:
+        """Drain a worker that the configuration no longer names, and forget it afterwards."""
+        self.drain(worker, Drainer.CONFIGURATION)
+        self.spawn(self._leave_when_idle(worker))
+
+    async def _leave_when_idle(self, worker: Worker) -> None:
+        """Unless the configuration names it again."""
+        await self.until(
+            lambda _: worker.num_in_flight == 0 or Drainer.CONFIGURATION not in worker.drainers
+        )
+        if Drainer.CONFIGURATION in worker.drainers:
+            await self.leave(worker)
+
+    def forget(self, worker: Worker) -> None:
+        """As `leave`, without waiting for its probes to end."""
         assert self._monitor is not None
+        self.pool.remove(worker.id)
+        self.spawn(self._monitor.forget(worker.id))
+
+    async def leave(self, worker: Worker) -> None:
+        """Remove a worker, unless it is gone already; what runs there runs on."""
+        assert self._monitor is not None
+        if self.pool.get(worker.id) is None:
+            return
         self.pool.remove(worker.id)
         await self._monitor.forget(worker.id)
 
+    def spawn(self, chore: Coroutine[None, None, None]) -> None:
+        """Let something go on beside; it ends at the latest with the fleet."""
+        task = asyncio.get_running_loop().create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
+
     async def close(self) -> None:
+        for chore in (chores := tuple(self._chores)):
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
         if self._monitor is not None:
             await self._monitor.close()
 
@@ -100,9 +146,9 @@ class Fleet:
 
     def missing_roles(self) -> list[WorkerRole]:
         """Roles without which no request can be served now."""
-        if self.pool.healthy(WorkerRole.REGULAR):
+        if self.pool.available(WorkerRole.REGULAR):
             return []
-        return [role for role in self._config.roles if not self.pool.healthy(role)]
+        return [role for role in self._config.roles if not self.pool.available(role)]
 
     def plan(self, request: RoutedRequest = UNKNOWN_REQUEST, tried: Collection[str] = ()) -> Plan:
         """Whom to send a request to: one worker, or prefill and decode; raises NoWorker."""
@@ -122,6 +168,15 @@ class Fleet:
         return usable(WorkerRole.REGULAR, tried) or all(
             usable(role, tried) for role in self._config.roles
         )
+
+    def follow(self, config: RouterConfig) -> None:
+        """Policies, limits and rules are these from now on."""
+        self._config = config
+        self.pool.rules = config.health
+        self.placement.follow_config(config)
+        self.admission.follow(config.waiting)
+        if self._monitor is not None:
+            self._monitor.rules = config.health
 
     def draw_room(self) -> int:
         """A room number in [0, 2^63), new for every attempt."""
@@ -182,16 +237,17 @@ class Fleet:
                 self.pool.note_refusal(worker, failure.problem.message, self._clock.now_s())
                 if was_healthy:
                     log_move(worker)
-                self._doubt(worker)
+                self.doubt(worker)
             case LegBroken():
-                self._doubt(worker)
+                self.doubt(worker)
 
     def note_silence(self, worker: Worker) -> None:
         """None of its streams moves, though its connections stand."""
         assert self._monitor is not None
         self._monitor.suspect(worker)
 
-    def _doubt(self, worker: Worker) -> None:
+    def doubt(self, worker: Worker) -> None:
+        """Ask it now how it is, and what it is."""
         assert self._monitor is not None
         self._monitor.doubt(worker)
 

@@ -7,6 +7,8 @@ Invariant: a caller is known before its request is handled; no answer tells whet
 Elsewhere: keys (keys.py), limits (tenants.py).
 """
 
+from baton.messages.announcement import ANNOUNCE_PATH
+from baton.router.announcements import is_small
 from baton.router.config import RouterConfig
 from baton.router.errors import Problem
 from baton.router.http.messages import Request
@@ -33,6 +35,8 @@ class Guard:
         """Why the request must not go on, if so; else its caller is known (`request.caller`)."""
         if request.path in OPEN_ROUTES or request.caller is not None:
             return None
+        if request.path == ANNOUNCE_PATH:
+            return None if is_small(request) else WRONG_KEY
         given = request.headers.get("authorization", "")
         if self._keys is None:
             return None if self._key is None or has_key(given, self._key) else WRONG_KEY

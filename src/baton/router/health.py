@@ -17,7 +17,7 @@ from baton.router import worker_reports
 from baton.router.config import HealthRules
 from baton.router.http.client import Fetched, UpstreamPool
 from baton.router.http.upstream import NotConnected, NotConnectedInTime, UpstreamError
-from baton.router.workers import Phase, Worker, WorkerPool
+from baton.router.workers import Drainer, Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
 _NO_ANSWER = 0
@@ -55,7 +55,7 @@ class HealthMonitor:
     ):
         self._pool = pool
         self._connections = connections
-        self._rules = rules
+        self.rules = rules
         self._clock = clock
         self._startup_timeout_s = startup_timeout_s
         self._headers = headers
@@ -89,7 +89,7 @@ class HealthMonitor:
             watch.quick = asyncio.create_task(self._ask_quickly(worker), name=name)
 
     async def _ask_quickly(self, worker: Worker) -> None:
-        timeout_s = min(QUICK_S, self._rules.timeout_s)
+        timeout_s = min(QUICK_S, self.rules.timeout_s)
         try:
             answer = await self._get(worker, "/health", timeout_s)
             said = "" if answer.status // 100 == 2 else f"answers {answer.status}"
@@ -113,13 +113,16 @@ class HealthMonitor:
 
     def _pause_s(self, worker: Worker) -> float:
         is_in_doubt = worker.is_healthy and worker.health.num_failures > 0
-        return min(AGAIN_S, self._rules.interval_s) if is_in_doubt else self._rules.interval_s
+        return min(AGAIN_S, self.rules.interval_s) if is_in_doubt else self.rules.interval_s
 
     async def _round(self, watch: _Watch) -> None:
         worker, phase = watch.worker, watch.worker.health.phase
+        was_draining = worker.is_draining
         try:
             answer = await self._get(worker, "/health")
-            if answer.status // 100 == 2:
+            is_draining = worker_reports.is_draining(answer.status, answer.body)
+            self._pool.note_drain(worker, Drainer.HEALTH, is_draining)
+            if answer.status // 100 == 2 or is_draining:
                 await self._report_well(watch)
             else:
                 reason = f"GET /health answers {answer.status}"
@@ -128,6 +131,8 @@ class HealthMonitor:
             self._note_no_answer(worker, error)
         if worker.health.phase is not phase:
             log_move(worker)
+        if worker.is_draining != was_draining:
+            log_drain(worker)
 
     def _note_no_answer(self, worker: Worker, error: UpstreamError) -> None:
         now_s = self._clock.now_s()
@@ -184,7 +189,7 @@ class HealthMonitor:
             return 200, None
 
     async def _get(self, worker: Worker, path: str, timeout_s: float | None = None) -> Fetched:
-        limit_s = self._rules.timeout_s if timeout_s is None else timeout_s
+        limit_s = self.rules.timeout_s if timeout_s is None else timeout_s
         return await self._connections.fetch(
             worker.origin, "GET", path, self._headers, b"", limit_s
         )
@@ -210,6 +215,13 @@ def log_move(worker: Worker) -> None:
     else:
         reason = worker.health.reason
         _log.warning("worker unhealthy", worker=worker.url, role=worker.role, reason=reason)
+
+
+def log_drain(worker: Worker) -> None:
+    """The one line about a worker that has begun, or ceased, to take nothing new."""
+    drained_by = ", ".join(sorted(worker.drainers))
+    event = "worker drains" if worker.is_draining else "worker drains no more"
+    _log.info(event, worker=worker.url, role=worker.role, drained_by=drained_by or None)
 
 
 async def _ended(watch: _Watch) -> None:

@@ -95,16 +95,21 @@ class _WorkerGauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         labels = ["url", "role"]
         healthy = GaugeMetricFamily(
-            "baton_router_worker_healthy", "1 if requests are sent there.", labels=labels
+            "baton_router_worker_healthy", "1 if it is well.", labels=labels
         )
         inflight = GaugeMetricFamily(
             "baton_router_worker_inflight", "Legs now at this worker.", labels=labels
         )
+        draining = GaugeMetricFamily(
+            "baton_router_worker_draining", "1 while it takes nothing new.", labels=labels
+        )
         for worker in self._pool:
             key = [worker.url, worker.role.value]
+            draining.add_metric(key, float(worker.is_draining))
             healthy.add_metric(key, float(worker.is_healthy))
             inflight.add_metric(key, worker.num_in_flight)
         yield healthy
+        yield draining
         yield inflight
 
 

@@ -2,8 +2,8 @@
 
 Keeps what policies see in step with the workers: who is healthy and not cut off by its breaker,
 what runs where, which beginnings of prompts went where, how fast workers are.
-Invariant: a worker may be chosen exactly while it is healthy and its breaker admits requests; a
-visit counts at its worker from `begin` to its only `end`.
+Invariant: a worker may be chosen exactly while it is healthy, does not drain and its breaker admits
+requests; a visit counts at its worker from `begin` to its only `end`.
 Elsewhere: policies (policies/), health (workers.py), breakers (breakers.py), tasks (fleet.py).
 """
 
@@ -54,7 +54,6 @@ class Visit(msgspec.Struct, gc=False):
 
 class Placement:
     def __init__(self, config: RouterConfig, metrics: RouterMetrics) -> None:
-        self._config = config
         self._metrics = metrics
         self._draw = random.Random(config.seed)
         self.speeds = Speeds()
@@ -67,6 +66,17 @@ class Placement:
             )
             for role in WorkerRole
         }
+        self.breakers = Breakers(config.breaker, self._on_admitted, self._on_breaker_move)
+        self._takes_pairs = config.pd_disaggregation
+        self._unified = self.states[WorkerRole.REGULAR]
+        self._splitter = Splitter(config.split)
+        self._workers: dict[str, Worker] = {}
+        self._pids: dict[str, int] = {}
+        self._mentioned: set[str] = set()
+        self.follow_config(config)
+
+    def follow_config(self, config: RouterConfig) -> None:
+        """Choose by these policies and rules from now on; what is known of workers stays."""
         self._policies = {
             role: make_policy(
                 config.policy_for(role),
@@ -75,7 +85,9 @@ class Placement:
             )
             for role in WorkerRole
         }
-        self.breakers = Breakers(config.breaker, self._on_admitted, self._on_breaker_move)
+        self.breakers.rules = config.breaker
+        self._splitter.rules = config.split
+        self._metrics.choices.policy_for = config.policy_for
         self._asks_for_prefixes = any(
             config.policy_for(role) in (PolicyName.CACHE_AWARE, PolicyName.SLO_AWARE)
             for role in config.roles
@@ -95,13 +107,6 @@ class Placement:
             config.policy_for(role) is PolicyName.SLO_AWARE
             for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
         )
-        self._takes_pairs = config.pd_disaggregation
-        self._unified = self.states[WorkerRole.REGULAR]
-        self._splitter = Splitter(config.split)
-        metrics.choices.policy_for = config.policy_for
-        self._workers: dict[str, Worker] = {}
-        self._pids: dict[str, int] = {}
-        self._mentioned: set[str] = set()
 
     def follow(self, worker: Worker, is_known: bool) -> None:
         """A worker joined, left, changed its health or told something new of itself."""
@@ -275,7 +280,7 @@ class Placement:
         cut_off = [
             worker.id
             for worker in self._workers.values()
-            if worker.role is role and worker.is_healthy and not self.breakers.admits(worker.id)
+            if worker.role is role and worker.is_available and not self.breakers.admits(worker.id)
         ]
         return len(cut_off), self.breakers.soonest_try_s(cut_off, now_s)
 
@@ -355,12 +360,12 @@ class Placement:
         self._roster(worker.role).set_usable(worker.id, self._is_usable(worker))
 
     def _is_usable(self, worker: Worker) -> bool:
-        return worker.is_healthy and self.breakers.admits(worker.id) and not self._is_half(worker)
+        return worker.is_available and self.breakers.admits(worker.id) and not self._is_half(worker)
 
     def _is_half(self, worker: Worker) -> bool:
         """A worker that joined a pool of pairs as a unified one, and says that it is one of a pair:
         it would refuse every whole request."""
-        if worker.role is not WorkerRole.REGULAR or not self._config.pd_disaggregation:
+        if worker.role is not WorkerRole.REGULAR or not self._takes_pairs:
             return False
         mode = worker.facts.metadata.get("disaggregation_mode") if worker.facts else None
         return mode in HALF_MODES

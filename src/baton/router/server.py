@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 from baton.core.errors import ConfigError
+from baton.core.stop_requests import StopRequests
 from baton.obs.logs import EventLog
 from baton.router.app import RouterApp
 from baton.router.config import RouterConfig
@@ -27,31 +28,22 @@ LAST_WORDS_S = 2.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class StopRequests:
-    """How often we were asked to stop, from signals or from the program around us."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.asked_again = asyncio.Event()
-
-    def ask(self) -> None:
-        (self.asked_again if self.asked.is_set() else self.asked).set()
-
-
 async def run_router(
     config: RouterConfig,
     *,
     ready: Callable[[int], None] | None = None,
     stop: StopRequests | None = None,
+    read_again: Callable[[], RouterConfig] | None = None,
 ) -> None:
     """Serve until asked to stop. `ready` gets the port as soon as it listens. Without `stop`,
-    SIGTERM and SIGINT are taken over (main thread only). Raises ConfigError if the address
-    cannot be listened on."""
+    SIGTERM and SIGINT are taken over (main thread only), and so is SIGHUP with `read_again`, which
+    gives the configuration to change to. Raises ConfigError if the address cannot be listened
+    on."""
     app = RouterApp(config)
     async with app.running():
         server = HttpServer(app, Limits(body_bytes=config.max_payload_bytes))
         try:
-            with _stop_requests(stop) as asked_to:
+            with _stop_requests(stop) as asked_to, _reload_requests(app, read_again):
                 port = await _listen(server, config)
                 if ready is not None:
                     ready(port)
@@ -88,6 +80,21 @@ async def _wind_down(
     if generation.num_running:
         _log.warning("grace period is over", num_ended=generation.num_running)
         generation.stop_running()
+
+
+@contextlib.contextmanager
+def _reload_requests(
+    app: RouterApp, read_again: Callable[[], RouterConfig] | None
+) -> Iterator[None]:
+    if read_again is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, app.reloading.reload, read_again)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 @contextlib.contextmanager

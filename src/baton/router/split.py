@@ -93,14 +93,14 @@ class Splitter:
     """Remembers the last decision for each size of prompt, in powers of two of uncached tokens."""
 
     def __init__(self, rules: SplitRules) -> None:
-        self._rules = rules
+        self.rules = rules
         self._was_whole: dict[int, bool] = {}
 
     def decide(
         self, num_uncached: int, whole: WholeCost | None, pair: PairCost | None
     ) -> SplitDecision:
         size = num_uncached.bit_length()
-        decision = decide(whole, pair, self._rules, self._was_whole.get(size))
+        decision = decide(whole, pair, self.rules, self._was_whole.get(size))
         if decision.reason not in (SplitReason.NO_PAIR, SplitReason.NO_WHOLE_WORKER):
             self._was_whole[size] = decision.is_whole
         return decision

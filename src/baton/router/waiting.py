@@ -150,7 +150,7 @@ class _Level:
 
 class WaitingLine:
     def __init__(self, rules: WaitingRules) -> None:
-        self._rules = rules
+        self.rules = rules
         self._levels: dict[int, _Level] = {}
         self._waiting: dict[str, Ticket] = {}
         self._running: dict[str, Ticket] = {}
@@ -189,7 +189,7 @@ class WaitingLine:
         afterwards."""
         assert id_ not in self._waiting
         assert id_ not in self._running
-        limit_s = self._rules.max_wait_s
+        limit_s = self.rules.max_wait_s
         ticket = Ticket(
             id=id_,
             tenant=tenant,
@@ -283,17 +283,17 @@ class WaitingLine:
         return (len(self._waiting) + 1) * (self._interval_s or 0.0)
 
     def _rank(self, priority: int) -> int:
-        return priority if self._rules.low_values_first else -priority
+        return priority if self.rules.low_values_first else -priority
 
     def _may_run(self) -> bool:
-        limit = self._rules.max_running
+        limit = self.rules.max_running
         return limit is None or len(self._running) < limit
 
     def _has_room(self) -> bool:
         """Who can run at once needs no place among the waiting."""
         if not self._waiting and self._may_run():
             return True
-        return len(self._waiting) < self._rules.max_waiting
+        return len(self._waiting) < self.rules.max_waiting
 
     def _victim_for(self, ticket: Ticket) -> Ticket | None:
         """Who gives way in a full line: the last of the least important requests, taken from the
@@ -338,7 +338,7 @@ class WaitingLine:
         return max(1, min(MAX_RETRY_AFTER_S, math.ceil(self.expected_wait_s)))
 
     def _full(self) -> Refusal:
-        num = self._rules.max_waiting
+        num = self.rules.max_waiting
         return Refusal(
             status=429,
             code="queue_full",
@@ -357,7 +357,7 @@ class WaitingLine:
         )
 
     def check_invariants(self) -> None:
-        rules = self._rules
+        rules = self.rules
         assert len(self._waiting) <= rules.max_waiting + (1 if self._may_run() else 0)
         assert rules.max_running is None or len(self._running) <= rules.max_running
         assert not self._waiting.keys() & self._running.keys()

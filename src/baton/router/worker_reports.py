@@ -7,6 +7,8 @@ Elsewhere: asking for it (health.py).
 import json
 from typing import Any
 
+import msgspec
+
 from baton.router.workers import WorkerFacts
 
 SERVER_INFO_PATHS = ("/server_info", "/get_server_info")
@@ -68,3 +70,21 @@ def _whole(value: Any) -> int | None:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+class _HealthError(msgspec.Struct):
+    code: str | None = None
+
+
+class _HealthAnswer(msgspec.Struct):
+    error: _HealthError
+
+
+def is_draining(status: int, body: bytes) -> bool:
+    """Whether the answer to GET /health says that the worker is well, and about to leave."""
+    if status != 503:
+        return False
+    try:
+        return msgspec.json.decode(body, type=_HealthAnswer).error.code == "draining"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False

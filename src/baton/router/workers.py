@@ -3,9 +3,11 @@
     STARTING ──success──> HEALTHY ──failures or refusal──> UNHEALTHY ──success──> HEALTHY
         └──────────────────failures or refusal───────────────^
 
+A worker drains while anybody says so (`Drainer`), whatever its health: it finishes what runs there.
 Invariant: for every worker num_in_flight >= 0 and equals begun minus ended requests; only
-HEALTHY workers are candidates.
-Elsewhere: asking workers how they are (health.py), choosing among them (placement.py).
+HEALTHY workers that do not drain are candidates.
+Elsewhere: asking workers how they are (health.py), what they announce (announcements.py), choosing
+among them (placement.py).
 """
 
 import enum
@@ -22,6 +24,15 @@ class Phase(enum.StrEnum):
     STARTING = "starting"
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
+
+
+class Drainer(enum.StrEnum):
+    """Who wants a worker to take nothing new. One does not take back what another said."""
+
+    OPERATOR = "operator"
+    CONFIGURATION = "configuration"
+    ANNOUNCEMENT = "announcement"
+    HEALTH = "health"
 
 
 LEGAL_MOVES = {
@@ -92,12 +103,25 @@ class ReportedLoad(msgspec.Struct, frozen=True, kw_only=True):
     at_s: float
 
 
+class WorkerNotes(msgspec.Struct, frozen=True, kw_only=True):
+    """What operators note down of a worker, as in SGLang's router, whose policies do not read it
+    either; shown with the worker, for programs of theirs."""
+
+    priority: int = 50
+    cost: float = 1.0
+    labels: dict[str, str] = {}
+
+
 class Worker:
     """One worker's record. Changed by WorkerPool only."""
 
-    def __init__(self, worker_id: str, spec: WorkerSpec, now_s: float):
+    def __init__(
+        self, worker_id: str, spec: WorkerSpec, now_s: float, *, is_announced: bool = False
+    ):
         self.id = worker_id
         self.spec = spec
+        self.is_announced = is_announced
+        """It came by itself, and goes when it falls silent; the operator's stay and are probed."""
         self.origin = origin_of(spec.url)
         host = self.origin.host
         self.bootstrap_host = f"[{host}]" if ":" in host else host
@@ -106,7 +130,9 @@ class Worker:
         self.health = Health(since_s=now_s)
         self.facts: WorkerFacts | None = None
         self.load: ReportedLoad | None = None
+        self.notes = WorkerNotes()
         self.num_in_flight = 0
+        self.drainers: frozenset[Drainer] = frozenset()
 
     @property
     def url(self) -> str:
@@ -119,6 +145,15 @@ class Worker:
     @property
     def is_healthy(self) -> bool:
         return self.health.phase is Phase.HEALTHY
+
+    @property
+    def is_draining(self) -> bool:
+        return bool(self.drainers)
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it may get new requests, as far as health and drains go."""
+        return self.is_healthy and not self.drainers
 
     @property
     def bootstrap_port(self) -> int | None:
@@ -144,8 +179,8 @@ def _is_loopback(host: str) -> bool:
 
 
 class WorkerPool:
-    """All workers, by id. `on_change` is called after a worker joined, left, changed phase
-    or told something new of itself; `on_load` after it told its load."""
+    """All workers, by id. `on_change` is called after a worker joined, left, changed phase, began
+    or ceased to drain, or told something new of itself; `on_load` after it told its load."""
 
     def __init__(
         self,
@@ -153,7 +188,7 @@ class WorkerPool:
         on_change: Callable[[Worker], None],
         on_load: Callable[[Worker], None] = lambda _worker: None,
     ):
-        self._rules = rules
+        self.rules = rules
         self._on_change = on_change
         self._on_load = on_load
         self._workers: dict[str, Worker] = {}
@@ -173,12 +208,15 @@ class WorkerPool:
     def of_role(self, role: WorkerRole) -> list[Worker]:
         return [w for w in self._workers.values() if w.role is role]
 
-    def healthy(self, role: WorkerRole, without: Collection[str] = ()) -> list[Worker]:
-        return [w for w in self.of_role(role) if w.is_healthy and w.id not in without]
+    def available(self, role: WorkerRole, without: Collection[str] = ()) -> list[Worker]:
+        return [w for w in self.of_role(role) if w.is_available and w.id not in without]
 
-    def add(self, worker_id: str, spec: WorkerSpec, now_s: float) -> Worker:
+    def add(
+        self, worker_id: str, spec: WorkerSpec, now_s: float, *, is_announced: bool = False
+    ) -> Worker:
         assert worker_id not in self._workers
-        worker = self._workers[worker_id] = Worker(worker_id, spec, now_s)
+        worker = Worker(worker_id, spec, now_s, is_announced=is_announced)
+        self._workers[worker_id] = worker
         self._on_change(worker)
         return worker
 
@@ -195,18 +233,28 @@ class WorkerPool:
         worker.num_in_flight -= 1
 
     def note_success(self, worker: Worker, now_s: float) -> None:
-        self._set_health(worker, after_success(worker.health, self._rules, now_s))
+        self._set_health(worker, after_success(worker.health, self.rules, now_s))
 
     def note_failure(self, worker: Worker, reason: str, now_s: float) -> None:
-        self._set_health(worker, after_failure(worker.health, self._rules, reason, now_s))
+        self._set_health(worker, after_failure(worker.health, self.rules, reason, now_s))
 
     def note_refusal(self, worker: Worker, reason: str, now_s: float) -> None:
         self._set_health(worker, after_refusal(worker.health, reason, now_s))
 
+    def note_drain(self, worker: Worker, drainer: Drainer, is_wanted: bool) -> None:
+        """Saying the same again changes nothing."""
+        drainers = worker.drainers | {drainer} if is_wanted else worker.drainers - {drainer}
+        if drainers != worker.drainers:
+            worker.drainers = drainers
+            self._tell_change(worker)
+
+    def note_down(self, worker: Worker, notes: WorkerNotes) -> None:
+        worker.notes = notes
+
     def note_facts(self, worker: Worker, facts: WorkerFacts) -> None:
         if facts != worker.facts:
             worker.facts = facts
-            self._on_change(worker)
+            self._tell_change(worker)
 
     def note_load(
         self, worker: Worker, num_requests: int | None, num_tokens: int, now_s: float
@@ -220,6 +268,11 @@ class WorkerPool:
         if moved:
             if health.phase is Phase.UNHEALTHY:
                 worker.load = None
+            self._tell_change(worker)
+
+    def _tell_change(self, worker: Worker) -> None:
+        """Of one that has left, a leg may still learn that nobody listens there any more."""
+        if self._workers.get(worker.id) is worker:
             self._on_change(worker)
 
     def check_invariants(self) -> None:

@@ -63,10 +63,15 @@ class FakeWorker:
         self._tls = tls
         self.script = script or Script()
         self.health_status = 200
+        self.health_gate: asyncio.Event | None = None
+        self.is_draining = False
         self.info: dict[str, Any] = {"served_model_name": "fake-model", **(info or {})}
         self.loads: Any = {"loads": [{"dp_rank": 0, "num_running_reqs": 0, "num_total_tokens": 0}]}
         self.requests: list[Recorded] = []
         self.other_requests: list[Recorded] = []
+        self.tokens_per_request: int | None = None
+        """Set, and it reports what runs here as its load, each request as so many tokens."""
+        self.num_running = 0
         self.num_hung_up = 0
         self._port = 0
         self._runner: web.AppRunner | None = None
@@ -130,8 +135,15 @@ class FakeWorker:
             "/model_info": lambda: {"model_path": "/models/fake", "model_type": "qwen3"},
             "/v1/models": lambda: {"object": "list", "data": [{"id": "fake-model"}]},
             "/v1/models/fake-model": lambda: {"id": "fake-model"},
-            "/v1/loads": lambda: self.loads,
+            "/v1/loads": lambda: self._load() or self.loads,
         }
+
+    def _load(self) -> Any:
+        if self.tokens_per_request is None:
+            return None
+        num_tokens = self.num_running * self.tokens_per_request
+        rank = {"num_running_reqs": self.num_running, "num_total_tokens": num_tokens}
+        return {"loads": [{"dp_rank": 0, **rank}]}
 
     def _reporter(self, answer: Callable[[], Any]) -> Callable[[web.Request], Any]:
         async def report(request: web.Request) -> web.Response:
@@ -142,6 +154,10 @@ class FakeWorker:
         return report
 
     async def _health(self, _request: web.Request) -> web.Response:
+        if self.health_gate is not None:
+            await self.health_gate.wait()
+        if self.is_draining:
+            return web.json_response({"error": {"code": "draining"}}, status=503)
         return web.Response(status=self.health_status)
 
     async def _note(self, request: web.Request) -> web.Response:
@@ -152,6 +168,7 @@ class FakeWorker:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         recorded, script = await _recorded(request), self.script
         self.requests.append(recorded)
+        self.num_running += 1
         self._changed.set()
         try:
             return await self._answer(request, recorded, script)
@@ -159,6 +176,8 @@ class FakeWorker:
             self.num_hung_up += 1
             self._changed.set()
             raise
+        finally:
+            self.num_running -= 1
 
     async def _answer(
         self, request: web.Request, recorded: Recorded, script: Script

@@ -27,6 +27,19 @@ def test_health() -> None:
     asyncio.run(scenario())
 
 
+def test_a_draining_worker_says_so_and_serves_what_still_comes() -> None:
+    async def scenario() -> None:
+        async with serve_fake_worker() as worker:
+            worker.service.is_draining = True
+            status, answer = await worker.get("/health")
+            assert (status, answer["error"]["code"]) == (503, "draining")
+            assert await text_of(worker, "/liveness") == "OK"
+            assert (await worker.get("/server_info"))[1]["status"] == "draining"
+            assert (await worker.post("/generate", {"text": "hello"}))[0] == 200
+
+    asyncio.run(scenario())
+
+
 def test_health_generate_makes_one_token_in_any_role() -> None:
     async def scenario() -> None:
         for role in ("null", "prefill", "decode"):

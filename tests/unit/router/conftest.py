@@ -31,6 +31,7 @@ class Cluster:
         self.app = app
         self.fleet = app.fleet
         self.generation = app.generation
+        self.reloading = app.reloading
         self.url = url
         self.session = session
         self.prefills: list[FakeWorker] = []

@@ -1,12 +1,13 @@
 """Workers that go away and come back, and what they say of themselves."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from baton.router.config import WorkerRole
+from baton.router.config import HealthRules, WorkerRole
 from baton.router.worker_reports import facts_from, load_from
 from baton.testing.fake_worker import FakeWorker
 
@@ -51,6 +52,23 @@ def test_failing_health_takes_a_worker_out_and_back(run: Run, cluster: ClusterMa
             assert (record["is_healthy"], record["reason"]) == (False, "GET /health answers 503")
             c.prefills[0].health_status = 200
             await c.until_healthy(2)
+
+    run(scenario)
+
+
+def test_a_worker_that_hangs_is_taken_out_and_back(run: Run, cluster: ClusterMaker) -> None:
+    rules = HealthRules(interval_s=0.05, timeout_s=0.1, failure_threshold=2)
+
+    async def scenario() -> None:
+        async with cluster(1, 2, health=rules) as c:
+            hung = c.decodes[0]
+            hung.health_gate = asyncio.Event()
+            await c.until_healthy(2)
+            for _ in range(4):
+                assert (await c.post("/generate", GENERATE))[0] == 200
+            assert hung.requests == []
+            hung.health_gate.set()
+            await c.until_healthy(3)
 
     run(scenario)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
 from baton.router.policies import PolicyName, RoutedRequest
 from baton.router.split import SplitRules
-from baton.router.workers import Worker, WorkerFacts, WorkerPool
+from baton.router.workers import Drainer, Worker, WorkerFacts, WorkerPool
 from baton.testing.fake_worker import Script
 
 from .conftest import ClusterMaker
@@ -31,7 +32,8 @@ class Place:
         options = {"pd_disaggregation": True, "seed": 1} | options
         self.pool = WorkerPool(HealthRules(failure_threshold=1), self._follow)
         self.metrics = RouterMetrics(self.pool)
-        self.placement = Placement(RouterConfig(**options), self.metrics)
+        self.config = RouterConfig(**options)
+        self.placement = Placement(self.config, self.metrics)
         self._num = 0
 
     def _follow(self, worker: Worker) -> None:
@@ -56,7 +58,10 @@ class Place:
 steps = st.lists(
     st.tuples(
         st.sampled_from(
-            ["join", "leave", "well", "ill", "restart", "load", "plan", "wait", *Outcome]
+            [
+                *("join", "leave", "well", "ill", "restart", "load", "plan", "wait"),
+                *("drain", "take back", "policy", *Outcome),
+            ]
         ),
         st.integers(0, 5),
     ),
@@ -81,10 +86,13 @@ def test_stays_in_step_with_the_workers(
             workers.append(place.add(ROLES[number % 3], is_healthy=False))
         elif what == "wait":
             now_s += number / 2
+        elif what == "policy":
+            other = list(PolicyName)[number % len(PolicyName)]
+            place.placement.follow_config(replace(place.config, policy=other))
         elif what == "plan":
             planned = place.plan(now_s=now_s)
             for chosen in planned or ():
-                assert chosen.is_healthy
+                assert chosen.is_available
                 assert chosen in workers
                 visits.append(place.placement.begin(chosen, REQUEST, now_s))
         elif worker is not None:
@@ -96,6 +104,10 @@ def test_stays_in_step_with_the_workers(
                     place.pool.note_success(worker, now_s)
                 case "ill":
                     place.pool.note_failure(worker, "ill", now_s)
+                case "drain":
+                    place.pool.note_drain(worker, Drainer.OPERATOR, True)
+                case "take back":
+                    place.pool.note_drain(worker, Drainer.OPERATOR, False)
                 case "restart":
                     num_pids += 1
                     place.pool.note_facts(worker, WorkerFacts(pid=num_pids))
@@ -109,7 +121,7 @@ def test_stays_in_step_with_the_workers(
     place.placement.breakers.catch_up(now_s + 1000)
     for known in workers:
         is_usable = known.id in place.placement.states[known.role].roster
-        assert is_usable == known.is_healthy
+        assert is_usable == known.is_available
 
 
 def test_prefill_counts_what_it_must_compute_and_decode_what_it_must_keep() -> None:

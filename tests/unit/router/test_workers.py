@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from baton.router.config import HealthRules, WorkerRole, WorkerSpec
 from baton.router.workers import (
     LEGAL_MOVES,
+    Drainer,
     Health,
     Phase,
+    Worker,
     WorkerFacts,
     WorkerPool,
     after_failure,
@@ -83,8 +85,21 @@ def test_any_history_moves_only_along_the_table(
                 num_in_flight -= 1
         assert worker.health.phase is before or worker.health.phase in LEGAL_MOVES[before]
         assert worker.num_in_flight == num_in_flight
-        assert (worker in pool.healthy(WorkerRole.DECODE)) == worker.is_healthy
+        assert (worker in pool.available(WorkerRole.DECODE)) == worker.is_healthy
         pool.check_invariants()
+
+
+def test_what_is_learnt_of_a_worker_that_has_left_is_told_to_nobody() -> None:
+    told: list[Worker] = []
+    pool = WorkerPool(HealthRules(), told.append)
+    worker = pool.add("w", WorkerSpec("http://h:1", WorkerRole.DECODE), 0.0)
+    pool.note_success(worker, 1.0)
+    pool.remove("w")
+    assert told == [worker] * 3
+    pool.note_refusal(worker, "nobody listens", 2.0)
+    pool.note_drain(worker, Drainer.ANNOUNCEMENT, True)
+    pool.note_facts(worker, WorkerFacts(pid=1))
+    assert told == [worker] * 3
 
 
 def test_ending_more_than_was_begun_is_a_bug() -> None:

@@ -1,0 +1,1 @@
+"""Workers that find their routers, and leave them in order."""
