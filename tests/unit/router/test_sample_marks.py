@@ -72,6 +72,13 @@ def test_repeated_logprobs_are_those_of_the_last_event_that_was_passed_on() -> N
     assert resume_of(marked)["samples"] == [sample]
 
 
+@pytest.mark.parametrize("event", [b": nothing", b"data: [DONE]", b"data: {}", b"data: {x"])
+def test_odd_events_repeat_nothing(event: bytes) -> None:
+    marked = MarkedSamples("7 17 id", keeps_logprobs=True)
+    marked.feed(event + b"\n\n: t 5\n\n")
+    assert resume_of(marked)["samples"] == [{"index": 0, "token_ids": [5], "logprobs": {}}]
+
+
 @pytest.mark.parametrize("mark", [b": t/x 1", b": t/1 one", b": t/1 end 2", b": tx 1"])
 def test_a_mark_that_makes_no_sense(mark: bytes) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
