@@ -17,7 +17,7 @@ def pool_of(*roles: WorkerRole) -> tuple[WorkerPool, list[Worker]]:
 
 
 def shunned(pool: WorkerPool, setbacks: Setbacks) -> set[str]:
-    return set(setbacks.shunned(lambda role, tried: bool(pool.healthy(role, tried))))
+    return set(setbacks.shunned(lambda role, tried: bool(pool.available(role, tried))))
 
 
 def test_others_are_asked_first() -> None:
