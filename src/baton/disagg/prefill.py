@@ -95,6 +95,7 @@ class PrefillRole:
             self._give_up(pair, failed("the prefill worker refused the request", 400))
             return
         leg = self._legs[pair] = PrefillLeg(pair, sequence, self._clock.now_s())
+        sequence.timeline.enter(leg.state.value, leg.since_s)
         reservation = self._waiting.take(pair)
         if reservation is not None:
             self._start(leg, reservation)
@@ -208,7 +209,7 @@ class PrefillRole:
             return
         self._peers.connect(reservation.peer_key, reservation.message.regions)
         leg.num_posted_blocks = reservation.message.num_cached_blocks
-        self._core.scheduler.add(leg.sequence)
+        self._core.queue(leg.sequence, leg.since_s)
 
     def _on_progress(self, sequence: Sequence) -> None:
         handover = sequence.request.handover
@@ -301,6 +302,8 @@ class PrefillRole:
         )
         del self._legs[leg.pair]
         self._tally.left(leg.state, self._clock.now_s() - leg.since_s)
+        num_blocks, num_writes = len(reservation.message.block_ids), len(leg.tickets)
+        leg.sequence.timeline.phases[-1].why = f"{num_blocks} blocks in {num_writes} writes"
         self._core.finish_delivered(leg.sequence)
 
     def _end(self, leg: PrefillLeg, finish: Finish, *, is_told: bool = True) -> None:
