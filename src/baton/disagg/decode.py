@@ -132,7 +132,8 @@ class DecodeRole:
         transfer_id = f"{self._engine_id}-{generation}"
         leg = _Leg(sequence, *pair, self._clock.now_s(), generation, transfer_id)
         self._legs[transfer_id] = leg
-        sequence.timeline.enter(leg.state.value, leg.since_s, self._why_queued(sequence))
+        since_s, why = sequence.timeline.start_s, self._why_queued(sequence)
+        sequence.timeline.enter(leg.state.value, since_s, why)
         self._reserve_in_order()
 
     def abort(self, request_id: str, reason: str) -> None:

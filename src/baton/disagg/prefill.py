@@ -95,7 +95,7 @@ class PrefillRole:
             self._give_up(pair, failed("the prefill worker refused the request", 400))
             return
         leg = self._legs[pair] = PrefillLeg(pair, sequence, self._clock.now_s())
-        sequence.timeline.enter(leg.state.value, leg.since_s)
+        sequence.timeline.enter(leg.state.value, sequence.timeline.start_s)
         reservation = self._waiting.take(pair)
         if reservation is not None:
             self._start(leg, reservation)

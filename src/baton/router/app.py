@@ -15,6 +15,7 @@ from baton.router.admin import AdminHandlers
 from baton.router.config import RouterConfig
 from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
+from baton.router.explaining import ExplainingHandlers
 from baton.router.fleet import Fleet
 from baton.router.generation import GenerationHandlers, problem_of
 from baton.router.health import HealthMonitor
@@ -47,6 +48,8 @@ class RouterApp:
         self.fleet.give_up_on = self._wire.give_up_on
         self.generation = GenerationHandlers(config, self.fleet, self._wire, self._clock)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
+        explaining = ExplainingHandlers(self.fleet, self._wire, self.generation, self._clock)
+        _add_explaining_routes(self._routes, explaining)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -126,6 +129,13 @@ class RouterApp:
 def _refusal(request: Request | None, status: int, code: str, message: str) -> Response:
     request_id = request_id_of(request.headers if request is not None else {})
     return problem_response(Problem(status=status, code=code, message=message), request_id)
+
+
+def _add_explaining_routes(routes: Routes, explaining: ExplainingHandlers) -> None:
+    routes.add("GET", "/explain/{request_id:path}", explaining.explain)
+    for method in ("GET", "POST"):
+        routes.add(method, "/start_profile", explaining.start_profile)
+        routes.add(method, "/stop_profile", explaining.stop_profile)
 
 
 def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:

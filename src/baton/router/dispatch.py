@@ -88,6 +88,7 @@ class Dispatcher:
                 workers = self._fleet.plan(request, tried)
             except NoWorker as nobody:
                 raise refusal or nobody from None
+            exchange.note_attempt(workers, self._fleet.placement)
             if refusal is not None:
                 self._fleet.metrics.retries.inc()
             try:

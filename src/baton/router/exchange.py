@@ -30,11 +30,14 @@ from baton.router.errors import (
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.http.upstream import header_block
+from baton.router.journal import Attempt, Journey
 from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
 from baton.router.marks import MARKS_FIELD, MARKS_HEADER, MarkedStream
 from baton.router.metrics import RouterMetrics
+from baton.router.placement import Placement
 from baton.router.requests import Generation
+from baton.router.workers import Worker
 
 _log = EventLog("baton.router")
 
@@ -111,6 +114,8 @@ class Exchange:
         self._expired: Expired | None = None
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
+        self.attempt: Attempt | None = None
+        self.first_byte_s: float | None = None
 
     def expire(self, limit_s: float) -> None:
         """Time is up: the request ends now."""
@@ -124,6 +129,31 @@ class Exchange:
         if self._expired is None:
             self._expired = expired
             self.poke()
+
+    def note_attempt(self, workers: list[Worker], placement: Placement) -> None:
+        """It is sent there now, for the reasons that the placement has just had."""
+        second = workers[1] if len(workers) > 1 else None
+        self.attempt = Attempt(
+            placement.planned_s,
+            workers[0],
+            second,
+            placement.why,
+            placement.split_why,
+            self.attempt,
+        )
+
+    def journey(self, end_s: float | None = None) -> Journey:
+        """What is remembered of it."""
+        return Journey(
+            self.request_id,
+            self.generation.route,
+            self._started_s,
+            self.attempt,
+            self.first_byte_s,
+            end_s,
+            self.status,
+            self.reason,
+        )
 
     def poke(self) -> None:
         """Something has happened that `changed` may wait for."""
@@ -144,7 +174,8 @@ class Exchange:
     ) -> Response | ResponseStream:
         """Send a worker's answer to the client, a stream piece by piece as it comes."""
         if self._stream is None:
-            waited_s = self._clock.now_s() - self._started_s
+            self.first_byte_s = self._clock.now_s()
+            waited_s = self.first_byte_s - self._started_s
             self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
             return await self._pass_stream(leg, merge)

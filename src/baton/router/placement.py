@@ -97,6 +97,10 @@ class Placement:
         self._workers: dict[str, Worker] = {}
         self._pids: dict[str, int] = {}
         self._mentioned: set[str] = set()
+        self.planned_s = 0.0
+        """When `plan` was asked last; `why` and `split_why` tell its reasons, if it found any."""
+        self.why: tuple[str, ...] = ()
+        self.split_why = ""
 
     def follow(self, worker: Worker, is_known: bool) -> None:
         """A worker joined, left, changed its health or told something new of itself."""
@@ -176,6 +180,7 @@ class Placement:
         """Whom to send it to: one worker that serves it whole, or (prefill, decode). None: a role
         has nobody."""
         self.breakers.catch_up(now_s)
+        self.planned_s, self.split_why = now_s, ""
         is_mixed = self._is_mixed
         whole = None
         if is_mixed or not self._takes_pairs:
@@ -193,6 +198,7 @@ class Placement:
             self._whole_cost(request, whole),
             self._pair_cost(request, pair),
         )
+        self.split_why = decision.reason.value
         self._metrics.placements.labels(
             "whole" if decision.is_whole else "split", decision.reason.value
         ).inc()
@@ -316,14 +322,17 @@ class Placement:
 
     def _taken(self, choice: Choice, role: WorkerRole) -> Worker:
         self._metrics.choices.note(role, choice.reason)
+        self.why = (choice.reason,)
         return self._workers[choice.worker_id]
 
     def _taken_pair(self, pair: tuple[Choice, Choice]) -> list[Worker]:
         prefill, decode = pair
-        return [
+        workers = [
             self._taken(prefill, WorkerRole.PREFILL),
             self._taken(decode, WorkerRole.DECODE),
         ]
+        self.why = (prefill.reason, decode.reason)
+        return workers
 
     def _on_admitted(self, worker_id: str, _is_admitted: bool) -> None:
         self._set_usable(self._workers[worker_id])
