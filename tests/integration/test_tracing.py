@@ -13,8 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from baton.launch.trace_file import read_trace
 from baton.obs.chrome_trace import Event, Trace
 from baton.obs.trace_summary import summarize
+from baton.obs.waterfall import from_trace
 from baton.testing.processes import Server, router, running, worker
 
 CHUNK = 64
@@ -237,3 +239,20 @@ def test_what_makes_no_sense_is_refused(
     got, answer = pair[0].post(path, body)
     assert got == status
     assert words in json.dumps(answer)
+
+
+def test_a_worker_writes_its_trace_when_it_ends(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    whole = worker("null", tiny_model, tmp_path, "--num-threads=1", f"--profile-output={path}")
+    with running(whole):
+        ask(whole, "alone", 0)
+        assert not path.exists()
+        assert whole.stop() == 0
+    trace = read_trace(path)
+    steps = spans(trace, "unified", "engine", cat="step")
+    assert [step["name"] for step in steps] == ["prefill chunk", *["decode step"] * 5]
+    found = from_trace(trace, "alone")
+    assert found is not None
+    engine = [row.name for row in found.rows if row.place == "unified engine"]
+    assert engine == ["queue", "prefill", "decode"]
+    assert found.outcome == "HTTP 200"

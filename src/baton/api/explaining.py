@@ -4,6 +4,7 @@ Elsewhere: what the engine notes (core/timeline.py, core/profile.py), the trace 
 (obs/chrome_trace.py), the same for a router (router/explaining.py).
 """
 
+import asyncio
 import os
 from typing import Any
 
@@ -76,7 +77,11 @@ async def stop_profile(service: Service) -> Trace:
     now_s = service.state.clock.now_s()
     api = TracedProcess(pid=os.getpid(), kind="api", role=role, start_s=since_s, end_s=now_s)
     requests = service.requests.since(lambda each: each.end_s is None or each.end_s > since_s)
-    return Trace(
-        events=[*engine_events(engine, notes), *api_events(api, requests)],
-        facts=TraceFacts(clock=ClockFacts.read(), processes=[engine, api]),
-    )
+    facts = TraceFacts(clock=ClockFacts.read(), processes=[engine, api])
+
+    def trace() -> Trace:
+        events = [*engine_events(engine, notes), *api_events(api, requests)]
+        return Trace(events=events, facts=facts)
+
+    # Some 100,000 events take a moment, in which other requests are answered.
+    return await asyncio.to_thread(trace)

@@ -73,11 +73,12 @@ class Timeline(msgspec.Struct, kw_only=True):
 
     def spans(self, now_s: float) -> list[tuple[str, float, float, str]]:
         """(phase, start, end, why) of every phase; the last of a running request ends now."""
+        phases = list(self.phases)  # a thread may ask while the request goes on
         last_s = now_s if self.end_s is None else self.end_s
-        ends = [phase.start_s for phase in self.phases[1:]] + [last_s]
+        ends = [phase.start_s for phase in phases[1:]] + [last_s]
         return [
             (phase.name, phase.start_s, end_s, phase.why)
-            for phase, end_s in zip(self.phases, ends, strict=True)
+            for phase, end_s in zip(phases, ends, strict=True)
         ]
 
 

@@ -22,7 +22,7 @@ import uvloop
 from aiohttp import web
 
 from baton.api.app import make_app, make_runner
-from baton.api.state import ApiConfig, ServerState
+from baton.api.state import SERVICE, ApiConfig, ServerState
 from baton.checkpoint import default_cache_dir, read_model_card, resolve_model
 from baton.core.errors import BatonError, ConfigError
 from baton.core.model_card import ModelCard
@@ -51,8 +51,10 @@ from baton.launch.transfer_flags import (
     mooncake_environ,
     mooncake_of,
 )
+from baton.launch.worker_profile import profiled
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
+from baton.obs.profile_config import ProfileConfig
 from baton.tokenizer import Tokenizer, load_tokenizer
 from baton.transfer.config import MooncakeConfig, TransferConfig
 
@@ -130,11 +132,12 @@ def main(argv: Sequence[str]) -> int:
         description="Serve one model from one worker: prefill, decode, or both.",
         epilog="example: python -m baton.launch_server --disaggregation-mode prefill --port 30000",
     )
-    add_flags(parser, WorkerConfig, EngineConfig)
+    add_flags(parser, WorkerConfig, EngineConfig, ProfileConfig)
     namespace = parser.parse_args(argv)
     try:
         worker = from_args(WorkerConfig, namespace, environ=os.environ)
         engine = from_args(EngineConfig, namespace, environ=os.environ)
+        profile = from_args(ProfileConfig, namespace)
         configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
@@ -173,7 +176,7 @@ def main(argv: Sequence[str]) -> int:
             f"taken for a peer; set the same {CLUSTER_SECRET_VARIABLE} on all workers",
             host=worker.host,
         )
-    return uvloop.run(_serve(worker, spec, secret, card, sockets))
+    return uvloop.run(_serve(worker, spec, profile, secret, card, sockets))
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,12 @@ def _cores(worker: WorkerConfig) -> list[int]:
 
 
 async def _serve(
-    worker: WorkerConfig, spec: EngineSpec, secret: str, card: ModelCard, sockets: _Sockets
+    worker: WorkerConfig,
+    spec: EngineSpec,
+    profile: ProfileConfig,
+    secret: str,
+    card: ModelCard,
+    sockets: _Sockets,
 ) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -249,7 +257,8 @@ async def _serve(
         await _first_of(engine.wait_ready(), stop.wait())
         if stop.is_set():
             return 0
-        async with _listening(worker, spec, secret, card, tokenizer, engine, sockets) as url:
+        listening = _listening(worker, spec, profile, secret, card, tokenizer, engine, sockets)
+        async with listening as url:
             log.info("worker ready", url=url, role=spec.role, pid=os.getpid())
             await _first_of(engine.dead.wait(), stop.wait())
         if engine.death and not stop.is_set():
@@ -308,6 +317,7 @@ async def _first_of(*waits: Coroutine[object, object, object]) -> None:
 async def _listening(
     worker: WorkerConfig,
     spec: EngineSpec,
+    profile: ProfileConfig,
     secret: str,
     card: ModelCard,
     tokenizer: Tokenizer,
@@ -328,7 +338,10 @@ async def _listening(
         bootstrap_port=bootstrap_port,
     )
     host, port = sockets.http.getsockname()[:2]
-    runner = make_runner(make_app(state), shutdown_timeout_s=_DRAIN_S)
+    app = make_app(state)
+    profiling = contextlib.AsyncExitStack()
+    await profiling.enter_async_context(profiled(app[SERVICE], profile))
+    runner = make_runner(app, shutdown_timeout_s=_DRAIN_S)
     runners = [await _listen(runner, sockets.http)]
     try:
         if sockets.bootstrap is not None:
@@ -339,6 +352,7 @@ async def _listening(
     finally:
         for runner in runners:
             await runner.cleanup()
+        await profiling.aclose()  # what was still running then has ended
         await bootstrap_client.close()
 
 

@@ -11,8 +11,9 @@ from typing import Final
 from baton.core.profile import ProfileNotes, StepRecord
 from baton.core.timeline import Timeline
 
-MAX_WEIGHT: Final = 400_000
-"""A record weighs 4, and 1 for each request in it: together some 50 MB at most."""
+MAX_WEIGHT: Final = 120_000
+"""A record weighs 4, and 1 for each request in it. In the trace each of those is named in up to 14
+spans, so this is some 10,000 steps of 8 requests, and a file of some 70 MB at most."""
 
 _RECORD_WEIGHT: Final = 4
 
