@@ -165,7 +165,8 @@ class EngineCore:
                 self.on_progress(sequence)
         if not plan.spans:
             return bool(plan.preempted)
-        ops_before = self._op_seconds() if self._profile is not None else None
+        is_profiled = self._profile is not None and not self._profile.is_full
+        ops_before = self._op_seconds() if is_profiled else None
         results = self._runner.run(plan.spans)
         computed_s = self._clock.now_s()
         chosen = self._choose(plan.spans, results)

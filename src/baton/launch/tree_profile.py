@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from baton.core.errors import ConfigError
 from baton.launch.topology import ChildSpec, Topology
 from baton.launch.trace_file import read_trace, write_trace
 from baton.obs.chrome_trace import merge
@@ -25,11 +26,18 @@ def with_profiles(topology: Topology, config: ProfileConfig) -> Topology:
 
 
 def prepare_profiles(config: ProfileConfig) -> None:
-    """Make room for the workers' traces; what an earlier run left is removed."""
+    """Make room for the workers' traces; what an earlier run left is removed. Raises
+    ConfigError."""
     if config.profile_output is not None:
         folder = _parts_folder(config.profile_output)
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        try:
+            folder.mkdir()
+        except OSError as error:
+            raise ConfigError(
+                f"--profile-output {config.profile_output}: {folder.parent} cannot be written to "
+                f"({error.strerror}); name a file elsewhere"
+            ) from error
 
 
 def join_profiles(config: ProfileConfig) -> bool:
