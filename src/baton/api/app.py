@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from baton.api.middleware import exchange, sign_response
+from baton.api.routes_explaining import add_explaining_routes
 from baton.api.routes_openai import add_openai_routes
 from baton.api.routes_sglang import add_sglang_routes
 from baton.api.routes_status import add_status_routes
@@ -25,6 +26,7 @@ def make_app(state: ServerState) -> web.Application:
     add_openai_routes(app)
     add_sglang_routes(app)
     add_status_routes(app)
+    add_explaining_routes(app)
     return app
 
 

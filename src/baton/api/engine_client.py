@@ -6,7 +6,9 @@ Elsewhere: the real one (ipc/engine_process_client.py), HTTP (the rest of this p
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from baton.core.profile import ProfileNotes
 from baton.core.request import EngineRequest
+from baton.core.timeline import Timeline
 from baton.messages.engine import EngineReady, EngineStats, TokenOutput
 
 
@@ -40,4 +42,17 @@ class EngineClient(Protocol):
 
     async def flush_cache(self) -> int:
         """Returns the number of blocks freed."""
+        ...
+
+    async def start_profile(self, num_steps: int | None) -> None:
+        """Note down steps and requests, so many steps or until `stop_profile`; what a profile that
+        runs already has noted is forgotten."""
+        ...
+
+    async def stop_profile(self) -> ProfileNotes | None:
+        """What was noted; None when no profile runs."""
+        ...
+
+    async def explain(self, request_ids: list[str]) -> list[Timeline]:
+        """Timelines of those that the engine remembers."""
         ...

@@ -26,6 +26,7 @@ from baton.api.sample_stream import Stopwatch, stream_sample
 from baton.api.spec import GenerationSpec
 from baton.api.sse import DONE, EventStream
 from baton.api.state import Service
+from baton.core.timeline import Timeline
 from baton.obs.logs import event_log
 
 log = event_log("api")
@@ -36,6 +37,9 @@ after the prompt was computed. The router measures the way between two workers b
 
 TOKEN_COUNTS: Final = web.RequestKey("token_counts", TokenCounts)
 """What a request took and made, for its log line."""
+ARRIVED_S: Final = web.RequestKey("arrived_s", float)
+TIMELINE: Final = web.RequestKey("timeline", Timeline)
+"""Where a request for tokens spends its time; the middleware ends it."""
 
 
 async def generate(
@@ -48,17 +52,20 @@ async def generate(
     """Serve one request. Raises what errors.py can describe, unless an event was already sent."""
     engine = service.live_engine()
     state = service.state
+    timeline = _begin_timeline(request, service)
     base_id = spec.rid if isinstance(spec.rid, str) else engine_base_id(request)
     suffix = attempt_suffix(request)
     samples = admit(spec, service.limits, base_id, service.draw_seed, suffix)
-    ids = [sample.request.request_id.removesuffix(suffix) for sample in samples]
+    timeline.samples = [sample.request.request_id for sample in samples]
+    ids = [sample_id.removesuffix(suffix) for sample_id in timeline.samples]
     with service.running.claim(base_id, ids, suffix) as claim:
         stopwatches = [Stopwatch(service.metrics, state.clock) for _ in samples]
         samples = await attach_peers(samples, state.role, state.resolve_prefill)
         _stop_if_aborted(claim)
+        timeline.enter("engine", state.clock.now_s())
         pieces = merge(
             [
-                stream_sample(engine, state.tokenizer, sample, stopwatch)
+                stream_sample(engine, state.tokenizer, sample, stopwatch, timeline)
                 for sample, stopwatch in zip(samples, stopwatches, strict=True)
             ]
         )
@@ -73,6 +80,15 @@ async def generate(
             return await _answer_at_once(pieces, outcomes, answer)
         finally:
             request[TOKEN_COUNTS] = count_tokens(outcomes)
+
+
+def _begin_timeline(request: web.Request, service: Service) -> Timeline:
+    """What came before was reading the body and turning its text into tokens."""
+    timeline = Timeline.begin(request[REQUEST_ID], "read", request[ARRIVED_S])
+    timeline.enter("pair", service.state.clock.now_s())
+    request[TIMELINE] = timeline
+    service.requests.add(timeline)
+    return timeline
 
 
 def _stop_if_aborted(claim: Claim) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import web
 
 from baton.api.errors import CLIENT_CLOSED, error_response, is_expected
-from baton.api.generation import TOKEN_COUNTS
+from baton.api.generation import ARRIVED_S, TIMELINE, TOKEN_COUNTS
 from baton.api.request_id import HEADER, REQUEST_ID, assign_request_id
 from baton.api.routes_status import STATUS_PATHS
 from baton.api.state import SERVICE, Service
@@ -30,7 +30,7 @@ async def exchange(request: web.Request, handler: Handler) -> web.StreamResponse
     """The one middleware."""
     service = request.app[SERVICE]
     request_id = assign_request_id(request)
-    start_s = service.state.clock.now_s()
+    start_s = request[ARRIVED_S] = service.state.clock.now_s()
     status = CLIENT_CLOSED
     try:
         response = await _answer(request, handler, service)
@@ -39,6 +39,9 @@ async def exchange(request: web.Request, handler: Handler) -> web.StreamResponse
         # A cancelled handler means that the client is gone: there is nobody to answer.
         route = _route(request)
         service.metrics.http_response(route, status)
+        now_s = service.state.clock.now_s()
+        if TIMELINE in request:
+            request[TIMELINE].end(now_s, f"HTTP {status}")
         # Routers and scrapers ask every few seconds, which would drown what clients do.
         is_routine = request.method == "GET" and route in STATUS_PATHS
         write = log.debug if is_routine else log.info
@@ -48,7 +51,7 @@ async def exchange(request: web.Request, handler: Handler) -> web.StreamResponse
             method=request.method,
             path=request.path,
             status=status,
-            seconds=service.state.clock.now_s() - start_s,
+            seconds=now_s - start_s,
             **_token_fields(request),
         )
     return response

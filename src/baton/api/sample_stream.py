@@ -17,6 +17,7 @@ from baton.api.text import SampleText
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
 from baton.core.request import Finish, FinishReason
+from baton.core.timeline import Timeline
 from baton.messages.engine import TokenLogprob, TokenOutput
 from baton.obs.metrics import WorkerMetrics
 from baton.tokenizer.tokenizer import Tokenizer
@@ -57,9 +58,11 @@ class Stopwatch:
         self._last_s: float | None = None
         metrics.request_started()
 
-    def tokens(self, num_tokens: int) -> None:
+    def tokens(self, num_tokens: int, timeline: Timeline) -> None:
         now_s = self._clock.now_s()
         if self._last_s is None:
+            if timeline.phases[-1].name == "engine":  # of several samples the first has it
+                timeline.enter("stream", now_s)
             self._metrics.first_token(now_s - self._start_s, num_tokens)
         else:
             self._metrics.next_tokens(now_s - self._last_s, num_tokens)
@@ -73,7 +76,11 @@ class Stopwatch:
 
 
 async def stream_sample(
-    engine: EngineClient, tokenizer: Tokenizer, sample: Sample, stopwatch: Stopwatch
+    engine: EngineClient,
+    tokenizer: Tokenizer,
+    sample: Sample,
+    stopwatch: Stopwatch,
+    timeline: Timeline,
 ) -> AsyncGenerator[Piece, None]:
     """Raises GenerationFailed when the engine ends the sample with ABORT or ERROR."""
     request = sample.request
@@ -96,7 +103,7 @@ async def stream_sample(
         async with aclosing(engine.generate(request)) as outputs:
             async for output in outputs:
                 if output.token_ids:
-                    stopwatch.tokens(len(output.token_ids))
+                    stopwatch.tokens(len(output.token_ids), timeline)
                 finish = output.finish
                 is_over = finish is not None and finish.reason is not FinishReason.ABORT
                 _raise_if_failed(finish)

@@ -21,7 +21,9 @@ from baton.core.errors import EngineDead
 from baton.core.model_card import ModelCard
 from baton.core.request import Role
 from baton.core.sampling import MAX_SEED
+from baton.core.timeline import Timeline
 from baton.obs.metrics import WorkerMetrics
+from baton.obs.recent import Recent
 from baton.tokenizer.tokenizer import Tokenizer
 
 ENGINE_TYPES: Final[dict[Role, str]] = {
@@ -78,6 +80,9 @@ class Service:
         self.started_at = int(time.time())
         self.running = RunningRequests()
         self.is_draining = False
+        self.requests: Recent[Timeline] = Recent()
+        """The last ones, those that run among them."""
+        self.profiled_since_s: float | None = None
         self.metrics = WorkerMetrics(
             model_name=state.served_model_name,
             engine_type=ENGINE_TYPES[state.role],

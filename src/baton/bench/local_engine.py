@@ -68,6 +68,7 @@ class LocalEngine:
             context_length=self.card.context_length,
             vocab_size=self.card.vocab_size,
             clock=self._clock,
+            op_seconds=self.model.stage_seconds,
         )
 
     def kernel_seconds(self) -> float | None:

@@ -136,6 +136,8 @@ class DecodeRole:
         transfer_id = f"{self._engine_id}-{generation}"
         leg = _Leg(sequence, *pair, self._clock.now_s(), generation, transfer_id)
         self._legs[transfer_id] = leg
+        since_s, why = sequence.timeline.start_s, self._why_queued(sequence)
+        sequence.timeline.enter(leg.state.value, since_s, why)
         self._reserve_in_order()
 
     def abort(self, request_id: str, reason: str) -> None:
@@ -173,6 +175,16 @@ class DecodeRole:
                     return
                 num_reserved += 1
 
+    def _why_queued(self, sequence: Sequence) -> str:
+        """What a leg finds when it comes; it is told only where it waits."""
+        num_ahead = sum(leg.state is HandoverStage.QUEUED_FOR_BLOCKS for leg in self._legs.values())
+        num_needed = -(-sequence.num_prompt_tokens // self._layout.block_size)
+        num_running, num_free = self._core.scheduler.num_running, self._core.pool.num_available
+        return (
+            f"needs up to {num_needed} blocks, {num_free} available, {num_running} running, "
+            f"{num_ahead - 1} ahead"
+        )
+
     def _reserve(self, leg: _Leg, num_reserved: int) -> bool:
         sequence, pool, size = leg.sequence, self._core.pool, self._layout.block_size
         reusable = (sequence.num_prompt_tokens - 1) // size
@@ -190,6 +202,9 @@ class DecodeRole:
         self._tally.left(leg.state, now_s - leg.since_s)
         leg.state, leg.since_s = HandoverStage.AWAITING_KV, now_s
         leg.num_reserved_blocks = num_new
+        sequence.timeline.enter(
+            leg.state.value, now_s, f"{num_new} blocks reserved, {len(hits)} were cached here"
+        )
         guest = self._guests.at(leg.peer_address)
         leg.guest = guest.name
         self._open_windows(leg.transfer_id, blocks)

@@ -7,10 +7,13 @@ Elsewhere: building the parts (launch/engine_process.py), requests before and af
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
+import msgspec
+
 from baton.core.clock import Clock
+from baton.core.profile import ProfileNotes
 from baton.disagg.core_sharing import CoreSharing
 from baton.disagg.role import EngineRole
 from baton.engine.core import EngineCore
@@ -19,10 +22,16 @@ from baton.ipc.peer_link import PeerEvent, PeerLink
 from baton.messages.engine import (
     Abort,
     EngineStats,
+    Explain,
+    Explained,
     FlushCache,
     FlushCacheDone,
+    ProfilePart,
+    ProfileStarted,
     Shutdown,
+    StartProfile,
     StepOutputs,
+    StopProfile,
     Submit,
     ToEngine,
 )
@@ -32,6 +41,7 @@ _IDLE_WAIT_S = 0.2
 """Longest sleep: how late a deadline may be noticed."""
 _BUSY_STATS_S = 0.25
 _IDLE_STATS_S = 1.0
+_RECORDS_PER_PART = 2000
 
 
 class EngineLoop:
@@ -138,6 +148,16 @@ class EngineLoop:
             case FlushCache(call_id=call_id):
                 num_freed = self._core.pool.flush()
                 self._api.send(FlushCacheDone(call_id=call_id, num_blocks_freed=num_freed))
+            case StartProfile(call_id=call_id, num_steps=num_steps):
+                self._core.start_profile(num_steps)
+                self._api.send(ProfileStarted(call_id=call_id))
+            case StopProfile(call_id=call_id):
+                for part in _parts(call_id, self._core.stop_profile()):
+                    self._api.send(part)
+            case Explain(call_id=call_id, request_ids=request_ids):
+                found = [self._core.timeline(request_id) for request_id in request_ids]
+                timelines = [timeline for timeline in found if timeline is not None]
+                self._api.send(Explained(call_id=call_id, timelines=timelines))
             case Shutdown():
                 self._is_running = False
             case _:
@@ -150,6 +170,20 @@ class EngineLoop:
         self._was_busy = busy
         self._stats_due_s = now_s + (_BUSY_STATS_S if busy else _IDLE_STATS_S)
         self._api.send(self.stats())
+
+
+def _parts(call_id: int, notes: ProfileNotes | None) -> Iterator[ProfilePart]:
+    """Small enough for a frame each, however many requests a step has."""
+    if notes is None:
+        yield ProfilePart(call_id=call_id, notes=None, is_last=True)
+        return
+    num_parts = max(1, -(-max(len(notes.steps), len(notes.requests)) // _RECORDS_PER_PART))
+    for index in range(num_parts):
+        records = slice(index * _RECORDS_PER_PART, (index + 1) * _RECORDS_PER_PART)
+        part = msgspec.structs.replace(
+            notes, steps=notes.steps[records], requests=notes.requests[records]
+        )
+        yield ProfilePart(call_id=call_id, notes=part, is_last=index + 1 == num_parts)
 
 
 def _refused(link: PeerLink | None, totals: Sequence[TransportStats]) -> dict[str, dict[str, int]]:

@@ -99,6 +99,7 @@ class PrefillRole:
             self._give_up(pair, failed("the prefill worker refused the request", 400))
             return
         leg = self._legs[pair] = PrefillLeg(pair, sequence, self._clock.now_s())
+        sequence.timeline.enter(leg.state.value, sequence.timeline.start_s)
         reservation = self._waiting.take(pair)
         if reservation is not None:
             self._start(leg, reservation)
@@ -212,7 +213,7 @@ class PrefillRole:
             return
         self._peers.connect(reservation.peer_key, reservation.message.regions)
         leg.num_posted_blocks = reservation.message.num_cached_blocks
-        self._core.scheduler.add(leg.sequence)
+        self._core.queue(leg.sequence, leg.since_s)
 
     def _on_progress(self, sequence: Sequence) -> None:
         handover = sequence.request.handover
@@ -306,7 +307,9 @@ class PrefillRole:
         del self._legs[leg.pair]
         writing_s = self._clock.now_s() - leg.since_s
         self._tally.left(leg.state, writing_s)
-        num_tokens = len(reservation.message.block_ids) * self._layout.block_size
+        num_blocks, num_writes = len(reservation.message.block_ids), len(leg.tickets)
+        leg.sequence.timeline.phases[-1].why = f"{num_blocks} blocks in {num_writes} writes"
+        num_tokens = num_blocks * self._layout.block_size
         self._core.finish_delivered(leg.sequence, num_tokens, writing_s)
 
     def _end(self, leg: PrefillLeg, finish: Finish, *, is_told: bool = True) -> None:

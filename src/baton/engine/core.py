@@ -14,15 +14,20 @@ import msgspec
 
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
+from baton.core.profile import ProfileNotes, StepRecord
 from baton.core.request import EngineRequest, Finish, FinishReason
+from baton.core.timeline import Timeline
 from baton.engine.config import EngineConfig
 from baton.engine.runner import ModelRunner, SpanLogits
 from baton.engine.sampler import NO_TOKEN, NextToken, Sampler
-from baton.engine.scheduler import ScheduledSpan, Scheduler
+from baton.engine.scheduler import ScheduledSpan, Scheduler, StepPlan
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.step_record import StepTimes, record_step
 from baton.kernels import _native
 from baton.kvcache.block_pool import BlockPool
 from baton.messages.engine import BlockLedger, TokenLogprob, TokenOutput
+from baton.obs.profile import Profile
+from baton.obs.recent import Recent
 
 MAX_PROMPT_LOGPROBS = 2**21
 """Entries for one prompt. They cross to the api process in one frame (ipc/framing.py), where each
@@ -59,8 +64,10 @@ class EngineCore:
         vocab_size: int,
         clock: Clock,
         kernels: _native.Kernels | None = None,
+        op_seconds: Callable[[], dict[str, float]] = dict,
     ):
-        """`kernels`: whose threads choose the tokens; None: the calling thread alone does."""
+        """`kernels`: whose threads choose the tokens; None: the calling thread alone does.
+        `op_seconds`: time spent in each op since the start, asked for while a profile runs."""
         self.pool = pool
         self.block_size = config.page_size
         self.context_length = context_length
@@ -83,6 +90,9 @@ class EngineCore:
         self._prompt_logprobs: dict[str, list[TokenLogprob]] = {}
         self._outputs: list[TokenOutput] = []
         self._num_seen = 0
+        self._ended: Recent[Timeline] = Recent()
+        self._op_seconds = op_seconds
+        self._profile: Profile | None = None
 
     @property
     def has_work(self) -> bool:
@@ -101,7 +111,9 @@ class EngineCore:
             finish = Finish(reason=FinishReason.ERROR, message=error.message, status=error.status)
             self.refuse(request.request_id, finish)
             return None
-        sequence = Sequence(request, self._num_seen)
+        sequence = Sequence(request, self._num_seen, self._clock.now_s())
+        if request.handover is not None:
+            sequence.timeline.pair = f"{request.handover.room}:{request.handover.sample_index}"
         self._num_seen += 1
         self._sequences[request.request_id] = sequence
         return sequence
@@ -115,7 +127,14 @@ class EngineCore:
         """Accept a request that runs here from beginning to end."""
         sequence = self.accept(request)
         if sequence is not None:
-            self.scheduler.add(sequence)
+            self.queue(sequence, sequence.timeline.start_s)
+
+    def queue(self, sequence: Sequence, now_s: float) -> None:
+        """Let an accepted sequence wait for its first step."""
+        scheduler = self.scheduler
+        why = f"{scheduler.num_waiting} ahead, {scheduler.num_running} running"
+        sequence.timeline.enter("queue", now_s, why)
+        scheduler.add(sequence)
 
     def find(self, request_id: str) -> Sequence | None:
         return self._sequences.get(request_id)
@@ -132,32 +151,72 @@ class EngineCore:
         somebody gives blocks back."""
         started_s = self._clock.now_s()
         plan = self.scheduler.schedule()
+        scheduled_s = self._clock.now_s()
         self.counters.preemptions += len(plan.preempted)
         for sequence in plan.preempted:
             # Those of a prompt that is read again from its start are collected again, too.
             self._prompt_logprobs.pop(sequence.request_id, None)
+            sequence.timeline.enter("queue", scheduled_s, "preempted: no free KV block")
         for sequence in plan.admitted:
+            again = sequence.num_output_tokens > 0
+            sequence.timeline.enter("recompute" if again else "prefill", scheduled_s)
             self.counters.cached_tokens += sequence.num_computed_tokens
             if sequence.is_prefill_leg and sequence.num_computed_tokens > 0:
                 self.on_progress(sequence)
         if not plan.spans:
             return bool(plan.preempted)
+        is_profiled = self._profile is not None and not self._profile.is_full
+        ops_before = self._op_seconds() if is_profiled else None
         results = self._runner.run(plan.spans)
+        computed_s = self._clock.now_s()
         chosen = self._choose(plan.spans, results)
+        chosen_s = self._clock.now_s()
+        times = StepTimes(started_s, scheduled_s, computed_s, chosen_s)
+        # Before sequences move on: what they were when the step ran is what it was for.
+        record = self._record(plan, times, ops_before) if ops_before is not None else None
         for span, logits in zip(plan.spans, results, strict=True):
             sequence = span.sequence
             sequence.num_computed_tokens += span.num_tokens
             if sequence.num_output_tokens == 0:
                 self.counters.prompt_tokens += span.num_tokens
+                sequence.timeline.computed(scheduled_s, chosen_s, span.num_tokens, len(plan.spans))
             self._seal(sequence)
             self._collect_prompt_logprobs(sequence, logits)
             if sequence.request_id in chosen:
                 self._extend(sequence, *chosen[sequence.request_id])
             elif sequence.is_prefill_leg:
                 self.on_progress(sequence)
+        ended_s = self._clock.now_s()
         self.counters.steps += 1
-        self.counters.step_seconds += self._clock.now_s() - started_s
+        self.counters.step_seconds += ended_s - started_s
+        if record is not None and self._profile is not None:
+            record.end_s = ended_s
+            self._profile.add_step(record)
         return True
+
+    def _record(self, plan: StepPlan, times: StepTimes, ops_before: dict[str, float]) -> StepRecord:
+        return record_step(
+            plan.spans, times, ops_before, self._op_seconds(), self.scheduler.num_waiting
+        )
+
+    def start_profile(self, num_steps: int | None) -> None:
+        """Note down every step and request from now on; what was noted before is forgotten."""
+        self._profile = Profile(self._clock.now_s(), num_steps)
+
+    def stop_profile(self) -> ProfileNotes | None:
+        """What was noted; None when no profile runs."""
+        profile, self._profile = self._profile, None
+        if profile is None:
+            return None
+        running = [sequence.timeline for sequence in self._sequences.values()]
+        return profile.notes(running, self._clock.now_s())
+
+    def timeline(self, request_id: str) -> Timeline | None:
+        """Of a request that runs, or is among the last that ended."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            return sequence.timeline
+        return self._ended.find(lambda each: each.request_id == request_id)
 
     def take_outputs(self) -> list[TokenOutput]:
         """Outputs since the last call, in order."""
@@ -172,6 +231,7 @@ class EngineCore:
     ) -> None:
         """Go on with a sequence whose whole prompt's KV, and next token, came from elsewhere."""
         sequence.num_computed_tokens = sequence.num_prompt_tokens
+        sequence.timeline.enter("decode", self._clock.now_s())
         self._seal(sequence)
         self.scheduler.adopt(sequence)
         self._append(sequence, token_id, logprob)
@@ -308,11 +368,14 @@ class EngineCore:
         """A prefill leg is computed; what is left is to write it to its decode worker."""
         self.scheduler.remove(sequence)
         sequence.move_to(SequenceState.HELD)
+        sequence.timeline.enter("writing", self._clock.now_s())
         sequence.held_output = self._output(sequence, token_id, logprob)
         self.on_progress(sequence)
 
     def _append(self, sequence: Sequence, token_id: int, logprob: TokenLogprob | None) -> None:
         output = self._output(sequence, token_id, logprob)
+        if sequence.timeline.phases[-1].name != "decode":
+            sequence.timeline.enter("decode", self._clock.now_s())
         sequence.token_ids.append(token_id)
         self.counters.generated_tokens += 1
         finish = self._reason_to_finish(sequence, token_id)
@@ -348,5 +411,17 @@ class EngineCore:
         self._prompt_logprobs.pop(sequence.request_id, None)
         self.pool.release(sequence.holder)
         self.counters.finished[finish.reason.value] += 1
+        self._end_timeline(sequence, finish)
         if emit:
             self._outputs.append(TokenOutput(request_id=sequence.request_id, finish=finish))
+
+    def _end_timeline(self, sequence: Sequence, finish: Finish) -> None:
+        timeline = sequence.timeline
+        timeline.num_prompt_tokens = sequence.num_prompt_tokens
+        timeline.num_cached_tokens = sequence.num_cached_tokens
+        timeline.num_output_tokens = sequence.num_output_tokens
+        outcome = f"{finish.reason.value}: {finish.message}" if finish.message else finish.reason
+        timeline.end(self._clock.now_s(), str(outcome))
+        self._ended.add(timeline)
+        if self._profile is not None:
+            self._profile.add_request(timeline)

@@ -9,6 +9,7 @@ Elsewhere: who may run (scheduler.py), hand-over states (disagg/).
 import enum
 
 from baton.core.request import EngineRequest
+from baton.core.timeline import Timeline
 from baton.kvcache.block_hash import BlockHash, extend_hashes
 from baton.messages.engine import TokenOutput
 
@@ -35,10 +36,11 @@ _LEGAL = {
 class Sequence:
     """Progress of one request. `order` is its place in line among equal priorities. Resumed output
     is computed like a prompt, so it counts among `num_prompt_tokens` here.
-    `held_output` is a prefill leg's one token, until it is delivered."""
+    `held_output` is a prefill leg's one token, until it is delivered. `now_s`: when it came."""
 
-    def __init__(self, request: EngineRequest, order: int):
+    def __init__(self, request: EngineRequest, order: int, now_s: float = 0.0):
         self.request = request
+        self.timeline = Timeline.begin(request.request_id, "accepted", now_s)
         self.order = order
         self.state = SequenceState.NEW
         self.token_ids = list(request.prompt_token_ids)

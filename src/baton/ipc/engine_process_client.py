@@ -11,12 +11,14 @@ import itertools
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import cast
+from typing import Any, cast
 
 import psutil
 
 from baton.core.errors import BatonError, EngineDead
+from baton.core.profile import ProfileNotes
 from baton.core.request import EngineRequest, Finish, FinishReason
+from baton.core.timeline import Timeline
 from baton.ipc.framing import FrameReader, frame
 from baton.messages.codec import Codec
 from baton.messages.engine import (
@@ -24,11 +26,17 @@ from baton.messages.engine import (
     EngineFailed,
     EngineReady,
     EngineStats,
+    Explain,
+    Explained,
     FlushCache,
     FlushCacheDone,
     FromEngine,
+    ProfilePart,
+    ProfileStarted,
     Shutdown,
+    StartProfile,
     StepOutputs,
+    StopProfile,
     Submit,
     ToEngine,
     TokenOutput,
@@ -54,7 +62,8 @@ class EngineProcessClient(asyncio.Protocol):
         self._stats: EngineStats | None = None
         self._heard_s = clock()
         self._streams: dict[str, asyncio.Queue[TokenOutput] | None] = {}  # None: nobody listens
-        self._flushes: dict[int, asyncio.Future[int]] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}  # what was asked and is not answered
+        self._profile_parts: list[ProfileNotes] = []
         self._call_ids = itertools.count()
         self._death = ""
         self.dead = asyncio.Event()
@@ -130,10 +139,27 @@ class EngineProcessClient(asyncio.Protocol):
         return sum(self.abort(request_id) for request_id in list(self._streams))
 
     async def flush_cache(self) -> int:
+        num_freed: int = await self._ask(lambda call_id: FlushCache(call_id=call_id))
+        return num_freed
+
+    async def start_profile(self, num_steps: int | None) -> None:
+        await self._ask(lambda call_id: StartProfile(call_id=call_id, num_steps=num_steps))
+
+    async def stop_profile(self) -> ProfileNotes | None:
+        notes: ProfileNotes | None = await self._ask(lambda call_id: StopProfile(call_id=call_id))
+        return notes
+
+    async def explain(self, request_ids: list[str]) -> list[Timeline]:
+        timelines: list[Timeline] = await self._ask(
+            lambda call_id: Explain(call_id=call_id, request_ids=request_ids)
+        )
+        return timelines
+
+    async def _ask(self, message_of: Callable[[int], ToEngine]) -> Any:
         call_id = next(self._call_ids)
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._flushes[call_id] = future
-        self._send(FlushCache(call_id=call_id))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._send(message_of(call_id))
+        self._calls[call_id] = future
         return await future
 
     def shut_down(self) -> None:
@@ -177,11 +203,32 @@ class EngineProcessClient(asyncio.Protocol):
             case EngineReady():
                 self._ready.set_result(message)
             case FlushCacheDone(call_id=call_id, num_blocks_freed=num_freed):
-                future = self._flushes.pop(call_id)
-                if not future.done():  # cancelled: its client did not wait for the answer
-                    future.set_result(num_freed)
+                self._answer(call_id, num_freed)
+            case ProfileStarted(call_id=call_id):
+                self._answer(call_id, None)
+            case ProfilePart():
+                self._on_profile_part(message)
+            case Explained(call_id=call_id, timelines=timelines):
+                self._answer(call_id, timelines)
             case EngineFailed(message=reason):
                 self._die(reason)
+
+    def _answer(self, call_id: int, result: object) -> None:
+        future = self._calls.pop(call_id)
+        if not future.done():  # cancelled: its client did not wait for the answer
+            future.set_result(result)
+
+    def _on_profile_part(self, part: ProfilePart) -> None:
+        """Parts of one profile come one behind the other."""
+        if part.notes is not None:
+            self._profile_parts.append(part.notes)
+        if not part.is_last:
+            return
+        parts, self._profile_parts = self._profile_parts, []
+        for more in parts[1:]:
+            parts[0].steps += more.steps
+            parts[0].requests += more.requests
+        self._answer(part.call_id, parts[0] if parts else None)
 
     def _on_output(self, output: TokenOutput) -> None:
         queue = self._streams.get(output.request_id)
@@ -196,10 +243,10 @@ class EngineProcessClient(asyncio.Protocol):
         if not self._ready.done():
             self._ready.set_exception(EngineDead(self._death))
             self._ready.exception()  # retrieved: nobody may be waiting for it
-        for future in self._flushes.values():
+        for future in self._calls.values():
             if not future.done():
                 future.set_exception(EngineDead(self._death))
-        self._flushes.clear()
+        self._calls.clear()
         for request_id, queue in self._streams.items():
             if queue is not None:
                 queue.put_nowait(self._dead_output(request_id, self._death))

@@ -29,6 +29,7 @@ from baton.launch.bench_serve import (
     write_file,
 )
 from baton.launch.flags import add_flags, from_args
+from baton.obs.profile_config import ProfileConfig
 
 if TYPE_CHECKING:
     from baton.bench.serve.compare import Candidate, CompareReport, Rounds
@@ -199,6 +200,7 @@ def _load(
         load=comparison.load,
         limits=comparison.limits,
         output=OutputConfig(server_pid=pids),
+        profile=ProfileConfig(),
         command=(),
         load_tokenizer=lambda: load_tokenizer(None),
     )

@@ -21,8 +21,11 @@ from baton.bench.serve.config import (
 )
 from baton.core.errors import ConfigError
 from baton.launch.flags import add_flags, from_args
+from baton.obs.profile_config import ProfileConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from baton.bench.serve.bench_serve import Outcome
     from baton.tokenizer.tokenizer import Tokenizer
 
@@ -46,6 +49,7 @@ _GROUPS: Final = {
     "when it is sent": LoadConfig,
     "what is good enough": LimitsConfig,
     "what is reported": OutputConfig,
+    "what is profiled": ProfileConfig,
 }
 
 
@@ -72,6 +76,7 @@ def run_serve(flags: argparse.Namespace, argv: Sequence[str]) -> int:
 
     output = from_args(OutputConfig, flags)
     _check_output(output)
+    profile = from_args(ProfileConfig, flags)
     target = from_args(TargetConfig, flags, environ=os.environ)
     bench = ServeBench(
         target=target,
@@ -79,12 +84,15 @@ def run_serve(flags: argparse.Namespace, argv: Sequence[str]) -> int:
         load=from_args(LoadConfig, flags),
         limits=from_args(LimitsConfig, flags),
         output=output,
+        profile=profile,
         command=("baton", "bench", *without_key(argv)),
         load_tokenizer=lambda: load_tokenizer(target.tokenizer),
     )
     outcome = uvloop.run(bench_serve(bench))
     print_serve_report(outcome.report, Console())
     _write(outcome, output)
+    if profile.profile_output is not None and outcome.trace is not None:
+        _show_trace(profile.profile_output, outcome.trace, Console())
     if outcome.report.is_stopped:
         return EXIT_INTERRUPTED
     return 0 if outcome.report.requests.succeeded else 1
@@ -125,6 +133,15 @@ def _check_output(output: OutputConfig) -> None:
 def check_folder(flag: str, path: Path | None) -> None:
     if path is not None and not path.absolute().parent.is_dir():
         raise ConfigError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+
+
+def _show_trace(path: Path, trace: bytes, console: "Console") -> None:
+    from baton.launch.profile import print_summary
+    from baton.launch.trace_file import read_trace
+    from baton.obs.trace_summary import summarize
+
+    write_file("--profile-output", path, trace)
+    print_summary(summarize(read_trace(path)), console)
 
 
 def _write(outcome: "Outcome", output: OutputConfig) -> None:

@@ -29,6 +29,8 @@ _COMMANDS = {
     "chat": _Command("baton.launch.chat:main", "talk to a running server in the terminal"),
     "pull": _Command("baton.launch.pull:main", "fetch a model and print where it is"),
     "bench": _Command("baton.launch.bench:main", "measure kernels, engine, transfer, or a server"),
+    "explain": _Command("baton.launch.explain:main", "where one request spent its time"),
+    "profile": _Command("baton.launch.profile:main", "record a trace, or sum one up"),
     "version": _Command("baton.launch.cli:version", "print the version"),
     "router": _Command("baton.launch.router:main", "the router alone (baton.launch_router)"),
     "worker": _Command("baton.launch.server:main", "one worker alone (baton.launch_server)"),

@@ -105,6 +105,7 @@ def _run(spec: EngineSpec, secret: str, api: EngineSocket) -> None:
         vocab_size=card.vocab_size,
         clock=clock,
         kernels=model.kernels,
+        op_seconds=model.stage_seconds,
     )
     engine_id = secrets.token_hex(8)
     events: deque[PeerEvent] = deque()

@@ -38,6 +38,8 @@ from baton.launch.transfer_flags import (
     link_of,
     mooncake_of,
 )
+from baton.launch.tree_profile import join_profiles, prepare_profiles, with_profiles
+from baton.obs.profile_config import ProfileConfig
 
 _EXAMPLES = """\
 examples:
@@ -84,6 +86,7 @@ class WorkerOptions:
 
 def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
+    profile = from_args(ProfileConfig, args)
     config = from_args(ServeConfig, args, environ=os.environ)
     # Checked here too, so that a wrong option is told once and not by every worker.
     from_args(EngineConfig, args, environ=os.environ)
@@ -108,7 +111,13 @@ def main(argv: Sequence[str]) -> int:
         num_cores=len(os.sched_getaffinity(0)),
         free_port=FreePorts().take,
     )
-    return asyncio.run(_supervise(topology, config, options, secret))
+    prepare_profiles(profile)
+    topology = with_profiles(topology, profile)
+    try:
+        return asyncio.run(_supervise(topology, config, options, secret))
+    finally:
+        if join_profiles(profile):
+            print(f"trace: {profile.profile_output}", file=sys.stderr)
 
 
 def _served_name(options: WorkerOptions, wanted: str | None, model_path: Path) -> str:
@@ -233,4 +242,5 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--model-path", metavar="MODEL", help="the same, spelled as an option")
     add_flags(parser.add_argument_group("the tree"), ServeConfig)
     add_flags(parser.add_argument_group("every worker"), EngineConfig, WorkerOptions)
+    add_flags(parser.add_argument_group("a profile, until Ctrl-C"), ProfileConfig)
     return parser

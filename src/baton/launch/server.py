@@ -60,8 +60,10 @@ from baton.launch.transfer_flags import (
     mooncake_environ,
     mooncake_of,
 )
+from baton.launch.worker_profile import profiled
 from baton.messages.engine import EngineReady
 from baton.obs.logs import configure_logging, event_log
+from baton.obs.profile_config import ProfileConfig
 from baton.tokenizer import Tokenizer, load_tokenizer
 from baton.transfer.config import MooncakeConfig, TransferConfig
 
@@ -164,11 +166,12 @@ def main(argv: Sequence[str]) -> int:
         description="Serve one model from one worker: prefill, decode, or both.",
         epilog="example: python -m baton.launch_server --disaggregation-mode prefill --port 30000",
     )
-    add_flags(parser, WorkerConfig, EngineConfig)
+    add_flags(parser, WorkerConfig, EngineConfig, ProfileConfig)
     namespace = parser.parse_args(argv)
     try:
         worker = from_args(WorkerConfig, namespace, environ=os.environ)
         engine = from_args(EngineConfig, namespace, environ=os.environ)
+        profile = from_args(ProfileConfig, namespace)
         configure_logging(worker.log_level, f"worker-{worker.disaggregation_mode}")
         disagg = DisaggConfig.from_environ(os.environ)
         link = link_of(worker.simulate_link)
@@ -212,7 +215,7 @@ def main(argv: Sequence[str]) -> int:
             f"taken for a peer; set the same {CLUSTER_SECRET_VARIABLE} on all workers",
             host=worker.host,
         )
-    return uvloop.run(_serve(worker, spec, secret, card, sockets))
+    return uvloop.run(_serve(worker, spec, profile, secret, card, sockets))
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,12 @@ def _cores(worker: WorkerConfig) -> list[int]:
 
 
 async def _serve(
-    worker: WorkerConfig, spec: EngineSpec, secret: str, card: ModelCard, sockets: _Sockets
+    worker: WorkerConfig,
+    spec: EngineSpec,
+    profile: ProfileConfig,
+    secret: str,
+    card: ModelCard,
+    sockets: _Sockets,
 ) -> int:
     stop = StopRequests()
     loop = asyncio.get_running_loop()
@@ -288,7 +296,8 @@ async def _serve(
         await _first_of(engine.wait_ready(), stop.asked.wait())
         if stop.asked.is_set():
             return 0
-        async with _listening(worker, spec, secret, card, tokenizer, engine, sockets) as service:
+        listening = _listening(worker, spec, profile, secret, card, tokenizer, engine, sockets)
+        async with listening as service:
             await _work(worker, secret, service, engine, sockets, stop)
         if engine.death and not stop.asked.is_set():
             raise BatonError(engine.death)
@@ -379,6 +388,7 @@ async def _first_of(*waits: Coroutine[object, object, object]) -> None:
 async def _listening(
     worker: WorkerConfig,
     spec: EngineSpec,
+    profile: ProfileConfig,
     secret: str,
     card: ModelCard,
     tokenizer: Tokenizer,
@@ -400,6 +410,8 @@ async def _listening(
     )
     port = sockets.http.getsockname()[1]
     app = make_app(state)
+    profiling = contextlib.AsyncExitStack()
+    await profiling.enter_async_context(profiled(app[SERVICE], profile))
     runner = make_runner(app, shutdown_timeout_s=_LAST_WORDS_S)
     runners = [await _listen(runner, sockets.http)]
     try:
@@ -411,6 +423,7 @@ async def _listening(
     finally:
         for runner in runners:
             await runner.cleanup()
+        await profiling.aclose()  # what was still running then has ended
         await bootstrap_client.close()
 
 

@@ -7,7 +7,9 @@ Elsewhere: framing and sockets (ipc/), messages between engines (messages/handov
 
 import msgspec
 
+from baton.core.profile import ProfileNotes
 from baton.core.request import EngineRequest, Finish, Role
+from baton.core.timeline import Timeline
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -35,7 +37,28 @@ class Shutdown(_Message, frozen=True, kw_only=True):
     """End the engine process. What still runs fails when the api process sees it end."""
 
 
-ToEngine = Submit | Abort | FlushCache | Shutdown
+class StartProfile(_Message, frozen=True, kw_only=True):
+    """Note down what is done from now on; a profile that runs already begins anew. Answered by
+    ProfileStarted. `num_steps`: so many and no more, None until StopProfile."""
+
+    call_id: int
+    num_steps: int | None = None
+
+
+class StopProfile(_Message, frozen=True, kw_only=True):
+    """Answered by ProfilePart, one or several."""
+
+    call_id: int
+
+
+class Explain(_Message, frozen=True, kw_only=True):
+    """Where did these requests spend their time? Answered by Explained."""
+
+    call_id: int
+    request_ids: list[str]
+
+
+ToEngine = Submit | Abort | FlushCache | StartProfile | StopProfile | Explain | Shutdown
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
@@ -149,10 +172,39 @@ class FlushCacheDone(_Message, frozen=True, kw_only=True):
     num_blocks_freed: int
 
 
+class ProfileStarted(_Message, frozen=True, kw_only=True):
+    call_id: int
+
+
+class ProfilePart(_Message, frozen=True, kw_only=True):
+    """Notes of a profile, cut so that each part fits a frame. `notes` is None when no profile
+    ran."""
+
+    call_id: int
+    notes: ProfileNotes | None
+    is_last: bool
+
+
+class Explained(_Message, frozen=True, kw_only=True):
+    """Timelines of those that the engine still remembers."""
+
+    call_id: int
+    timelines: list[Timeline]
+
+
 class EngineFailed(_Message, frozen=True, kw_only=True):
     """The engine could not start or met a bug; the process exits after this."""
 
     message: str
 
 
-FromEngine = StepOutputs | EngineReady | EngineStats | FlushCacheDone | EngineFailed
+FromEngine = (
+    StepOutputs
+    | EngineReady
+    | EngineStats
+    | FlushCacheDone
+    | ProfileStarted
+    | ProfilePart
+    | Explained
+    | EngineFailed
+)

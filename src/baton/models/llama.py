@@ -95,6 +95,9 @@ class LlamaModel:
     def kv_view(self, buffer: memoryview, layout: KvLayout, num_blocks: int) -> Tensor:
         return kv_view(buffer, layout, num_blocks)
 
+    def stage_seconds(self) -> dict[str, float]:
+        return {}  # the reference does not time itself
+
     def _rotation(self, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the rows, each T×D, the second half of D repeating the first."""
         cos, sin = (

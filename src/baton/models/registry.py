@@ -52,6 +52,11 @@ class Model(Protocol):
         which it keeps alive."""
         ...
 
+    def stage_seconds(self) -> dict[str, float]:
+        """Time spent in each stage of the forward pass since the start; empty where it is not
+        measured."""
+        ...
+
 
 @dataclass(frozen=True)
 class LoadOptions:

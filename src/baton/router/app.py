@@ -16,6 +16,7 @@ from baton.router.announcements import Announcements
 from baton.router.config import RouterConfig
 from baton.router.errors import Problem, RouterFailure
 from baton.router.exchange import REQUEST_ID, problem_response, request_id_of
+from baton.router.explaining import ExplainingHandlers
 from baton.router.fleet import FLEET_FIELDS, Fleet
 from baton.router.generation import GenerationHandlers, problem_of
 from baton.router.guard import guard_of
@@ -63,6 +64,8 @@ class RouterApp:
         self.reloading = self._reloading(config)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
         self._routes.add("POST", ANNOUNCE_PATH, self._announcements.handle)
+        explaining = ExplainingHandlers(self.fleet, self._wire, self.generation, self._clock)
+        _add_explaining_routes(self._routes, explaining)
 
     def _reloading(self, config: RouterConfig) -> Reloading:
         """Whatever can be changed while serving is named here."""
@@ -172,6 +175,13 @@ def _refusal(request: Request | None, status: int, code: str, message: str) -> R
 def _told(request: Request | None, problem: Problem) -> Response:
     headers = request.headers if request is not None else {}
     return problem_response(problem, request_id_of(headers), trace_id_of(headers))
+
+
+def _add_explaining_routes(routes: Routes, explaining: ExplainingHandlers) -> None:
+    routes.add("GET", "/explain/{request_id:path}", explaining.explain)
+    for method in ("GET", "POST"):
+        routes.add(method, "/start_profile", explaining.start_profile)
+        routes.add(method, "/stop_profile", explaining.stop_profile)
 
 
 def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:

@@ -152,7 +152,7 @@ class Dispatcher:
         raise refusal
 
     def _note_plan(self, exchange: Exchange, plan: Plan) -> None:
-        exchange.plan = plan
+        exchange.note_attempt(plan)
         exposes = self._config.expose_routing
         if exposes or plan.split_reason is not None:
             exchange.add_headers({ROUTE_HEADER: route_text(plan, exposes)})

@@ -33,6 +33,7 @@ from baton.router.event_ids import RequestIds
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
 from baton.router.http.upstream import header_block
+from baton.router.journal import Attempt, Journey
 from baton.router.keys import Caller
 from baton.router.legs import AnswerLeg, Wire
 from baton.router.logprobs import PromptLogprobs
@@ -142,6 +143,8 @@ class Exchange:
         self._num_attempts = 1
         self.status = CLIENT_GONE_STATUS
         self.reason = ""
+        self.attempt: Attempt | None = None
+        self.first_byte_s: float | None = None
 
     def give_ids(self, ids: RequestIds) -> None:
         """To its stream's events; a client that came back gets only what it has not seen."""
@@ -187,6 +190,24 @@ class Exchange:
             self._expired = expired
             self.poke()
 
+    def note_attempt(self, plan: Plan) -> None:
+        """Where it is sent now."""
+        self.plan = plan
+        self.attempt = Attempt(self._clock.now_s(), plan, self.attempt)
+
+    def journey(self, end_s: float | None = None) -> Journey:
+        """What is remembered of it."""
+        return Journey(
+            self.request_id,
+            self.generation.route,
+            self._started_s,
+            self.attempt,
+            self.first_byte_s,
+            end_s,
+            self.status,
+            self.reason,
+        )
+
     def poke(self) -> None:
         """Something has happened that `changed` may wait for."""
         waiter = self._waiter
@@ -211,7 +232,8 @@ class Exchange:
     ) -> Response | ResponseStream:
         """Send a worker's answer to the client, a stream piece by piece as it comes."""
         if self._stream is None:
-            waited_s = self._clock.now_s() - self._started_s
+            self.first_byte_s = self._clock.now_s()
+            waited_s = self.first_byte_s - self._started_s
             self._metrics.exchanges.note_first_byte(self.generation.route, waited_s)
         if leg.is_stream:
             self._merge = merge or self._merge

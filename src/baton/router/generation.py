@@ -10,6 +10,7 @@ from typing import Any
 from baton.core.clock import Clock
 from baton.core.errors import RequestError
 from baton.obs.logs import EventLog
+from baton.obs.recent import Recent
 from baton.router import sse
 from baton.router.config import RouterConfig
 from baton.router.deadlines import Deadlines
@@ -20,6 +21,7 @@ from baton.router.exchange import REQUEST_ID, Exchange, problem_response, reques
 from baton.router.fleet import Fleet
 from baton.router.http.messages import Request, Response
 from baton.router.http.stream import ResponseStream
+from baton.router.journal import Journey
 from baton.router.legs import Wire
 from baton.router.plan import route_fields
 from baton.router.requests import Generation, parse_generation
@@ -45,6 +47,7 @@ class GenerationHandlers:
         self._dispatcher = Dispatcher(config, fleet, wire, tenants)
         limit_s = config.request_timeout_s
         self._running = Deadlines[Exchange](limit_s, lambda exchange: exchange.expire(limit_s))
+        self._journal: Recent[Journey] = Recent()
         self._is_stopping = False
         self.idle = asyncio.Event()
         self.idle.set()
@@ -64,6 +67,17 @@ class GenerationHandlers:
 
     def close(self) -> None:
         self._running.close()
+
+    def journey(self, request_id: str) -> Journey | None:
+        """Of a request that runs, or is among the last that ended."""
+        for exchange in self._running.items():
+            if exchange.request_id == request_id:
+                return exchange.journey()
+        return self._journal.find(lambda each: each.request_id == request_id)
+
+    def journeys_since(self, since_s: float) -> list[Journey]:
+        ended = self._journal.since(lambda each: each.end_s is None or each.end_s >= since_s)
+        return [*ended, *(exchange.journey() for exchange in self._running.items())]
 
     async def handle(self, request: Request) -> Response | ResponseStream:
         started_s = self._clock.now_s()
@@ -99,6 +113,7 @@ class GenerationHandlers:
                 return await self._serve(exchange)
             finally:
                 status, reason = exchange.status, exchange.reason
+                self._journal.add(exchange.journey(self._clock.now_s()))
         except RequestError as error:
             status, reason = error.status, error.message
             return problem_response(problem_of(error), request_id, trace_id_of(request.headers))

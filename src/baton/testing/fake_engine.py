@@ -11,7 +11,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
+from baton.core.profile import ProfileNotes
 from baton.core.request import EngineRequest, Finish, FinishReason, Role
+from baton.core.timeline import Timeline
 from baton.messages.engine import (
     BlockLedger,
     EngineReady,
@@ -58,6 +60,9 @@ class FakeEngine:
     requests: list[EngineRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     num_flushes: int = 0
+    timelines: list[Timeline] = field(default_factory=list)
+    is_profiled: bool = False
+    profiled_steps: int | None = None
 
     def __post_init__(self) -> None:
         self._running: dict[str, _Running] = {}
@@ -177,6 +182,19 @@ class FakeEngine:
     async def flush_cache(self) -> int:
         self.num_flushes += 1
         return 3
+
+    async def start_profile(self, num_steps: int | None) -> None:
+        self.profiled_steps = num_steps
+        self.is_profiled = True
+
+    async def stop_profile(self) -> ProfileNotes | None:
+        was_profiled, self.is_profiled = self.is_profiled, False
+        if not was_profiled:
+            return None
+        return ProfileNotes(start_s=1.0, end_s=3.0, steps=[], requests=self.timelines)
+
+    async def explain(self, request_ids: list[str]) -> list[Timeline]:
+        return [each for each in self.timelines if each.request_id in request_ids]
 
     # What happens inside.
 

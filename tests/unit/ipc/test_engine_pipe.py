@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from baton.core.errors import EngineDead
+from baton.core.profile import ProfileNotes
 from baton.core.request import EngineRequest, Finish, FinishReason
 from baton.core.sampling import SamplingParams
+from baton.core.timeline import Timeline
 from baton.ipc.engine_process_client import EngineProcessClient
 from baton.ipc.engine_socket import ApiGone, EngineSocket
 from baton.ipc.framing import FrameError, FrameReader, frame
@@ -24,7 +26,9 @@ from baton.messages.engine import (
     FlushCache,
     FlushCacheDone,
     FromEngine,
+    ProfilePart,
     StepOutputs,
+    StopProfile,
     Submit,
     ToEngine,
     TokenOutput,
@@ -152,6 +156,31 @@ def test_flush_answers_the_call() -> None:
         assert isinstance(message, FlushCache)
         await pipe.send(FlushCacheDone(call_id=message.call_id, num_blocks_freed=12))
         assert await call == 12
+        await client.close()
+        pipe.engine.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_parts_of_a_profile_are_one_answer() -> None:
+    def part(name: str) -> ProfileNotes:
+        timeline = Timeline.begin(name, "queue", 1.0)
+        return ProfileNotes(start_s=1.0, end_s=2.0, steps=[], requests=[timeline])
+
+    async def scenario() -> None:
+        pipe = Pipe()
+        client = await EngineProcessClient.connect(pipe.ours)
+        for names in (["a", "b", "c"], ["d"], []):
+            call = asyncio.ensure_future(client.stop_profile())
+            message = await pipe.receive()
+            assert isinstance(message, StopProfile)
+            parts: list[ProfileNotes | None] = [part(name) for name in names] or [None]
+            for index, notes in enumerate(parts):
+                is_last = index + 1 == len(parts)
+                reply = ProfilePart(call_id=message.call_id, notes=notes, is_last=is_last)
+                await pipe.send(reply)
+            found = await call
+            assert [each.request_id for each in found.requests] == names if found else not names
         await client.close()
         pipe.engine.close()
 

@@ -40,6 +40,7 @@ from baton.bench.serve.metrics import (
     rates,
     summarize,
 )
+from baton.bench.serve.profiling import Profiling
 from baton.bench.serve.records import Record
 from baton.bench.serve.report import Requests, ServeReport, Step, details_of, judge_client
 from baton.bench.serve.server import ServerError, describe, first_model, flush_cache
@@ -48,6 +49,7 @@ from baton.bench.serve.sessions import Content, Dataset
 from baton.bench.serve.wake_meter import WakeMeter
 from baton.core.clock import MonotonicClock
 from baton.core.errors import ConfigError
+from baton.obs.profile_config import ProfileConfig
 from baton.tokenizer.tokenizer import Tokenizer
 
 _WARM_UP_TOKENS: Final = 32
@@ -63,6 +65,7 @@ class ServeBench:
     load: LoadConfig
     limits: LimitsConfig
     output: OutputConfig
+    profile: ProfileConfig
     command: tuple[str, ...]
     load_tokenizer: LoadTokenizer
 
@@ -80,10 +83,12 @@ class _Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`records` are those that the report's figures are of."""
+    """`records` are those that the report's figures are of; `trace` is that of the last load, where
+    one was asked for."""
 
     report: ServeReport
     records: list[Record]
+    trace: bytes | None
 
 
 async def bench_serve(bench: ServeBench) -> Outcome:
@@ -121,7 +126,7 @@ async def bench_serve(bench: ServeBench) -> Outcome:
         is_stopped=run.is_stopped,
         details=details_of(run.records) if bench.output.output_details else None,
     )
-    return Outcome(report, run.records)
+    return Outcome(report, run.records, runner.trace)
 
 
 class _Runner:
@@ -135,6 +140,9 @@ class _Runner:
         self._client = client
         self._backend = backend
         self._is_warm = False
+        is_profiled = bench.profile.profile_output is not None
+        url, config = bench.target.url(), bench.profile
+        self._profiling = Profiling(client, url, config) if is_profiled else None
         # Counting by a model's tokenizer that nobody named would be counting by a wrong one.
         named = bench.target.tokenizer is not None
         self._tokenizer: Tokenizer | None = bench.load_tokenizer() if named else None
@@ -154,6 +162,8 @@ class _Runner:
             dataset_config, self._bench.load_tokenizer, takes_ids=self._backend.takes_ids
         )
         await self._prepare(dataset)
+        if self._profiling is not None:
+            await self._profiling.start()
         sessions = dataset.sessions
         plan = Plan(
             sessions,
@@ -175,7 +185,13 @@ class _Runner:
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
+        if self._profiling is not None:
+            await self._profiling.stop()
         return _Run(dataset, load_run.ended(), cpu, is_stopped, wakes.late_ms)
+
+    @property
+    def trace(self) -> bytes | None:
+        return self._profiling.trace if self._profiling is not None else None
 
     async def search(self, limits: list[Limit]) -> tuple[_Run, int, list[Step]]:
         """The run of the best step, or of the last where none was good; the most sessions; all

@@ -27,12 +27,19 @@ from baton.testing.scripted_server import (
     whole,
 )
 
+PROCESS = {"pid": 1, "kind": "engine", "role": "prefill", "start_s": 0, "end_s": 2}
+CLOCK = {"boot_id": "b", "wall_offset_s": 0}
+NO_EVENTS = {"traceEvents": [], "otherData": {"clock": CLOCK, "processes": [PROCESS]}}
 SHORT = ["--random-input-len=8", "--random-output-len=3", "--random-range-ratio=1"]
 
 
 def answer(request: Request) -> Sequence[Step]:
     if request.path == "/flush_cache":
         return [whole("done")]
+    if request.path.startswith("/start_profile"):
+        return [whole({}, "503 No" if "role=decode" in request.path else "200 OK")]
+    if request.path.startswith("/stop_profile"):
+        return [whole(NO_EVENTS)]
     number = request.body["sampling_params"]["max_new_tokens"]
     return [
         STREAM_HEAD,
@@ -102,6 +109,32 @@ def test_the_key_is_sent_and_warm_ups_come_first(server: ScriptedServer) -> None
     # Warm-ups are as long as the real prompts, but no prefix cache knows these from them.
     assert [len(each) for each in prompts] == [8] * 5
     assert prompts[0] == prompts[3][::-1]
+
+
+def test_a_profile_is_of_the_load_alone(
+    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.json"
+    options = ["--num-prompts=2", f"--profile-output={path}", "--profile-prefill-worker"]
+    assert bench(server, *options, "--warmup-requests=1") == 0
+    assert [each.path for each in server.requests] == [
+        "/generate",
+        "/start_profile?role=prefill",
+        *["/generate"] * 2,
+        "/stop_profile?role=prefill",
+    ]
+    assert json.loads(path.read_bytes()) == NO_EVENTS
+    assert "prefill engine (pid 1): 2.00 s, busy 0.00 s" in capsys.readouterr().out
+
+
+def test_a_server_that_cannot_be_profiled_ends_the_run(
+    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.json"
+    options = ["--num-prompts=2", f"--profile-output={path}", "--profile-decode-worker"]
+    assert bench(server, *options) == 1
+    assert "/start_profile?role=decode answered 503" in capsys.readouterr().err
+    assert not path.exists()
 
 
 def test_one_seed_sends_the_same_whatever_the_rate(server: ScriptedServer) -> None:
