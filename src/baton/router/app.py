@@ -64,7 +64,13 @@ class RouterApp:
         self.reloading = self._reloading(config)
         self._routes = _routes(self.generation, AdminHandlers(config, self.fleet, self._wire))
         self._routes.add("POST", ANNOUNCE_PATH, self._announcements.handle)
-        explaining = ExplainingHandlers(self.fleet, self._wire, self.generation, self._clock)
+        explaining = ExplainingHandlers(
+            self.fleet,
+            self._wire,
+            self.generation,
+            self._clock,
+            config.authorization_of_workers,
+        )
         _add_explaining_routes(self._routes, explaining)
 
     def _reloading(self, config: RouterConfig) -> Reloading:

@@ -31,11 +31,21 @@ _JSON: Final = {"Content-Type": "application/json"}
 
 
 class ExplainingHandlers:
-    def __init__(self, fleet: Fleet, wire: Wire, generation: GenerationHandlers, clock: Clock):
+    """`authorization`: what workers get to see in place of the client's; None: the client's."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        wire: Wire,
+        generation: GenerationHandlers,
+        clock: Clock,
+        authorization: str | None,
+    ):
         self._fleet = fleet
         self._wire = wire
         self._generation = generation
         self._clock = clock
+        self._authorization = authorization
         self._profiled_since_s: float | None = None
 
     async def explain(self, request: Request) -> Response:
@@ -120,7 +130,9 @@ class ExplainingHandlers:
         return outcome if problem is None else {**outcome, "message": problem}
 
     async def _try(self, worker: Worker, request: Request) -> WholeAnswer | LegFailure:
-        headers = forwarded_headers(request.headers, request_id_of(request.headers))
+        headers = forwarded_headers(
+            request.headers, request_id_of(request.headers), self._authorization
+        )
         method = "GET" if request.method == "HEAD" else request.method
         limit_s = _TRACE_TIMEOUT_S if request.path == "/stop_profile" else _TIMEOUT_S
         try:

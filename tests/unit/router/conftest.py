@@ -22,6 +22,8 @@ from baton.testing.fake_worker import FakeWorker
 
 SCENARIO_LIMIT_S = 20.0
 FAST_PROBES = HealthRules(interval_s=0.05, timeout_s=1.0)
+PATIENT_PROBES = HealthRules(interval_s=0.05, timeout_s=20.0)
+"""Where no worker hangs: a busy machine must not look like one that does."""
 
 
 class Cluster:

@@ -16,7 +16,7 @@ from baton.router.event_ids import derive_key
 from baton.testing.fake_engine import FakeEngine
 from baton.testing.worker_server import serve_fake_worker
 
-from .conftest import FAST_PROBES, serving
+from .conftest import PATIENT_PROBES, serving
 from .test_resume import _VOLATILE, REQUESTS, SAMPLING, TOKENS, Cables
 
 Run = Callable[[Callable[[], Any]], None]
@@ -65,7 +65,7 @@ class Router:
 @contextlib.asynccontextmanager
 async def router(num_workers: int = 1, **options: Any) -> AsyncIterator[Router]:
     options = {
-        "health": FAST_PROBES,
+        "health": PATIENT_PROBES,
         "breaker": BreakerRules(is_enabled=False),
         "event_id_key": KEY,
     } | options

@@ -16,7 +16,7 @@ from baton.router.config import HealthRules, RouterConfig, WorkerRole, WorkerSpe
 from baton.testing.fake_engine import FakeEngine
 from baton.testing.worker_server import serve_fake_worker
 
-from .conftest import FAST_PROBES, serving, until
+from .conftest import PATIENT_PROBES, serving, until
 
 Run = Callable[[Callable[[], Any]], None]
 
@@ -233,7 +233,7 @@ async def cluster(num_workers: int = 2, **options: Any) -> AsyncIterator[Cluster
             ports.append(worker.port)
             port = await stack.enter_async_context(cables.to(worker.port))
             specs.append(WorkerSpec(f"http://127.0.0.1:{port}", WorkerRole.REGULAR))
-        options = {"health": FAST_PROBES, "breaker": BreakerRules(is_enabled=False)} | options
+        options = {"health": PATIENT_PROBES, "breaker": BreakerRules(is_enabled=False)} | options
         app = RouterApp(RouterConfig(workers=tuple(specs), seed=1, **options))
         url = await stack.enter_async_context(serving(app))
         session = await stack.enter_async_context(aiohttp.ClientSession())
