@@ -3,8 +3,10 @@ a router that is restarted. Whatever happens, no request fails."""
 
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +54,38 @@ def usable(front: Server) -> set[str]:
     }
 
 
-def serving(decodes: list[Server]) -> Server:
-    (found,) = [server for server in decodes if server.num_blocks_in_use() > 0]
-    return found
+def streaming(decodes: list[Server]) -> Server:
+    """Whose the long stream is: short requests come and go beside it."""
+    wait_until(lambda: any(running_tokens(server) > 40 for server in decodes), "it has begun")
+    return max(decodes, key=running_tokens)
+
+
+def running_tokens(server: Server) -> int:
+    return int(server.get("/v1/loads")[1]["loads"][0]["num_used_tokens"])
 
 
 def serves(front: Server) -> bool:
     return bool(front.post("/generate", SHORT)[0] == 200)
+
+
+@contextmanager
+def under_load(fronts: list[Server]) -> Iterator[list[int]]:
+    """Short requests through every router, one after another; their statuses."""
+    statuses: list[int] = []
+    is_over = threading.Event()
+
+    def ask(front: Server) -> None:
+        while not is_over.is_set():
+            statuses.append(front.post("/generate", SHORT)[0])
+
+    with ThreadPoolExecutor(len(fronts)) as threads:
+        asking = [threads.submit(ask, front) for front in fronts]
+        try:
+            yield statuses
+        finally:
+            is_over.set()
+    for each in asking:
+        each.result()
 
 
 def test_workers_come_leave_and_die_and_no_request_fails(cluster: Cluster) -> None:
@@ -66,8 +93,11 @@ def test_workers_come_leave_and_die_and_no_request_fails(cluster: Cluster) -> No
     for front in fronts:
         assert all(each["is_announced"] for each in workers_of(front).values())
         assert workers_of(front)[prefill.url]["bootstrap_port"] == prefill.bootstrap_port
-    leaver = leaves_in_the_middle_of_a_stream(fronts, decodes)
-    comes_back(fronts, leaver)
+    with under_load(fronts) as statuses:
+        leaver = leaves_in_the_middle_of_a_stream(fronts, decodes)
+        comes_back(fronts, leaver)
+    assert set(statuses) == {200}
+    assert len(statuses) > 20
     is_found_by_a_restarted_router(fronts[0], fronts[1])
     dies(fronts, prefill, leaver)
 
@@ -77,7 +107,7 @@ def leaves_in_the_middle_of_a_stream(fronts: list[Server], decodes: list[Server]
     with closing(EventStream(fronts[0], "/generate", BODY)) as stream:
         events = stream.events()
         next(events)
-        leaver = serving(decodes)
+        leaver = streaming(decodes)
         assert leaver.process is not None
         leaver.process.send_signal(signal.SIGTERM)
         for front in fronts:
@@ -119,18 +149,6 @@ def dies(fronts: list[Server], prefill: Server, victim: Server) -> None:
     victim.start()
     for front in fronts:
         wait_until(lambda front=front: len(usable(front)) == 3, "the new process is used", 5.0)
-
-
-def test_a_router_without_the_secret_believes_nobody(tiny_model: Path, tmp_path: Path) -> None:
-    front = router([], tmp_path)
-    front.probe = "/health"
-    stranger = worker("null", tiny_model, tmp_path, f"--router-url={front.url}")
-    stranger.environ = dict(SECRET)
-    with running(front, stranger):
-        wait_until(lambda: "announcements" in stranger.log(), "it hears why not")
-        assert workers_of(front) == {}
-        assert stranger.get("/health")[0] == 200
-        assert stranger.stop() == 0
 
 
 def test_a_worker_without_the_secret_is_told_how_to_mend_it(tmp_path: Path) -> None:

@@ -175,6 +175,9 @@ def test_without_a_secret_nobody_is_believed(run: Run, cluster: ClusterMaker) ->
         async with cluster(0, 0) as c:
             status, _, answer = await post(c, said("http://127.0.0.1:9"), "", "")
             assert (status, code_of(answer)) == (403, "announcements_off")
+            async with FakeWorker("decode") as worker, announcing(c, worker) as (announcer,):
+                assert await announcer.say_draining() == 0
+            assert len(c.fleet.pool) == 0
 
     run(scenario)
 
