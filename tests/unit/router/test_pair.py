@@ -89,29 +89,6 @@ def test_stream_is_decodes_byte_for_byte(run: Run, cluster: ClusterMaker) -> Non
     run(scenario)
 
 
-def test_first_byte_does_not_wait_for_prefills_answer(run: Run, cluster: ClusterMaker) -> None:
-    async def scenario() -> None:
-        async with cluster() as c:
-            prefill_may_answer, decode_may_go_on = asyncio.Event(), asyncio.Event()
-            c.prefills[0].script = Script(gates={0: prefill_may_answer})
-            c.decodes[0].script = Script(gates={2: decode_may_go_on})
-            async with c.session.post(
-                c.url + "/generate", json={**GENERATE, "stream": True}
-            ) as response:
-                first = await response.content.readuntil(b"\n\n")
-                assert json.loads(first[5:])["text"] == "x"
-                decode_may_go_on.set()
-                rest = await response.content.read()
-                assert rest.endswith(b"data: [DONE]\n\n")
-            in_flight = {w.role: w.num_in_flight for w in c.fleet.pool}
-            assert in_flight == {"prefill": 1, "decode": 0}
-            prefill_may_answer.set()
-            await c.until_quiet()
-            assert c.prefills[0].num_hung_up == 0
-
-    run(scenario)
-
-
 def test_a_prefill_leg_nobody_waits_for_has_a_limit(run: Run, cluster: ClusterMaker) -> None:
     async def scenario() -> None:
         async with cluster(prefill_drain_limit_s=0.01) as c:
