@@ -158,8 +158,8 @@ DONE: Final = chunk(b"data: [DONE]\n\n") + END
 
 def whole(answer: Any, status: str = "200 OK") -> bytes:
     body = json.dumps(answer).encode()
-    head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def generated(num_tokens: int, text: str = "", *, is_end: bool = False) -> dict[str, Any]:
