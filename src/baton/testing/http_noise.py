@@ -89,7 +89,7 @@ def case(number: int) -> Case:
 
 
 def _cut(data: bytes, draw: random.Random) -> tuple[bytes, ...]:
-    if len(data) < 300 and draw.random() < 0.2:
+    if len(data) < 100 and draw.random() < 0.2:
         return tuple(data[at : at + 1] for at in range(len(data)))
     places = sorted(draw.randrange(len(data) + 1) for _ in range(draw.randrange(4)))
     bounds = [0, *places, len(data)]

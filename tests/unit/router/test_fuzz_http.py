@@ -29,13 +29,13 @@ from .conftest import FAST_PROBES
 
 Run = Callable[[Callable[[], Any]], None]
 
-LIMITS = Limits(head_bytes=8192, body_bytes=64 * 2**10, head_s=0.2, stall_s=0.2, idle_s=0.2)
+LIMITS = Limits(head_bytes=8192, body_bytes=64 * 2**10, head_s=1.5, stall_s=1.5, idle_s=0.5)
 """Whoever is not answered is hung up on within these: the end of a case is its connection's."""
-NEVER_S = 10.0
-NUM_AT_ONCE = 64
+NEVER_S = 30.0
+NUM_AT_ONCE = 128
 REFUSALS = frozenset((100, 200, 202, 400, 401, 404, 405, 408, 413, 431))
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n")
-CASES_PER_ROUND = 512
+CASES_PER_ROUND = 256
 
 
 @dataclass
@@ -84,7 +84,7 @@ async def said_to(port: Port, noise: Case) -> bytes:
         if noise.ending is Ending.HALF_CLOSE:
             writer.write_eof()
         return await reader.read()
-    except OSError:
+    except (OSError, RuntimeError):  # the latter is uvloop's, for writing to what is closed
         return b""  # hung up on while it still sent
     finally:
         writer.close()
