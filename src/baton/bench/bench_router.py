@@ -2,7 +2,9 @@
 
 Both run as they would in production, with their defaults, each between the same two workers and the
 same clients, which take turns with them: requests/s, latency and time to the first byte, of plain
-answers and of streams, by number of clients. And what a choice costs among many workers.
+answers and of streams, by number of clients. Streams once more through a Baton whose workers mark
+them, as Baton's own do, so that what resuming costs is seen. And what a choice costs among many
+workers.
 
 Invariant: a rate of a load client that was itself the limit is in no ratio.
 Elsewhere: processes (router_processes.py), workers (instant_worker.py), clients (load_client.py).
@@ -24,6 +26,7 @@ from baton.bench.router_processes import (
     Router,
     Workers,
     baton_router,
+    baton_router_of_marks,
     body_of,
     sglang_router,
 )
@@ -33,6 +36,7 @@ from baton.kernels.native import open_kernels
 from baton.router.config import RouterConfig
 
 BATON: Final = "baton"
+BATON_OF_MARKS: Final = "baton_marked"
 SGLANG: Final = "sglang-router"
 _PACKAGES: Final = ("uvloop", "httptools", "msgspec", SGLANG)
 _PATHS: Final = {"generate": "/generate", "chat": "/v1/chat/completions"}
@@ -40,6 +44,8 @@ _PROMPT: Final = "Tell me of the sea. " * 8
 _PLAIN_FLOOR: Final = 1.0
 _STREAM_FLOOR: Final = 2.0
 _TTFT_FLOOR: Final = 50.0
+_MARKS_FLOOR: Final = 0.8
+"""What is left of the rate of streams when each event has a mark, which is a token per event."""
 _CHOICE_LIMIT_US: Final = 50.0
 _NUM_CHOICES: Final = 2_000
 
@@ -89,7 +95,10 @@ def bench_router(config: RouterBenchConfig) -> Report:
 def _start_routers(
     stack: contextlib.ExitStack, workers: Workers, findings: Findings
 ) -> dict[str, Router]:
-    starts: dict[str, Callable[[Workers], Router]] = {BATON: baton_router}
+    starts: dict[str, Callable[[Workers], Router]] = {
+        BATON: baton_router,
+        BATON_OF_MARKS: baton_router_of_marks,
+    }
     if find_spec("sglang_router") is None:
         findings.skipped[SGLANG] = "it is not installed; pip install sglang-router==0.3.2"
     else:
@@ -104,7 +113,10 @@ def _start_routers(
 def _measure(
     config: RouterBenchConfig, case: _Case, routers: Mapping[str, Router], clients: Clients
 ) -> dict[str, list[LoadResult]]:
-    """Rounds in which the routers take turns; those that warm them up are left out."""
+    """Rounds in which the routers take turns; those that warm them up are left out. Plain answers
+    have no marks."""
+    if not case.streams:
+        routers = {name: router for name, router in routers.items() if name != BATON_OF_MARKS}
     taken: dict[str, list[LoadResult]] = {name: [] for name in routers}
 
     def sample_of(name: str, router: Router) -> Sample:
@@ -158,21 +170,34 @@ def _compare(findings: Findings, case: _Case, taken: Mapping[str, list[LoadResul
     if case.num_clients == 1:
         _claim_times(findings, case, taken)
         return
-    name = f"{case.name}_vs_sglang_router"
-    if SGLANG not in taken:
+    floor = _STREAM_FLOOR if case.streams else _PLAIN_FLOOR
+    _compare_rates(findings, f"{case.name}_vs_sglang_router", case, taken, (BATON, SGLANG), floor)
+    if case.streams:
+        pair = (BATON_OF_MARKS, BATON)
+        _compare_rates(findings, f"{case.name}_with_marks", case, taken, pair, _MARKS_FLOOR)
+
+
+def _compare_rates(
+    findings: Findings,
+    name: str,
+    case: _Case,
+    taken: Mapping[str, list[LoadResult]],
+    pair: tuple[str, str],
+    floor: float,
+) -> None:
+    """The first of the `pair` by the second."""
+    if SGLANG in pair and SGLANG not in taken:
         findings.skipped[name] = findings.skipped[SGLANG]
         return
-    busiest = max(each.cpu_share for results in taken.values() for each in results)
+    busiest = max(each.cpu_share for router in pair for each in taken[router])
     if busiest > BUSY_SHARE:
         findings.skipped[name] = f"the load client was the limit: it used {busiest:.2f} of a core"
         return
-    findings.compare(
-        name,
-        f"{BATON}_{case.name}",
-        f"{SGLANG}_{case.name}",
-        _STREAM_FLOOR if case.streams else _PLAIN_FLOOR,
-        f"requests/s of {case.num_clients} clients, in turn",
-    )
+    ours, theirs = (f"{router}_{case.name}" for router in pair)
+    reference = f"requests/s of {case.num_clients} clients, in turn"
+    if BATON_OF_MARKS in pair:
+        reference += ", with marks by without"
+    findings.compare(name, ours, theirs, floor, reference)
 
 
 def _claim_times(findings: Findings, case: _Case, taken: Mapping[str, list[LoadResult]]) -> None:

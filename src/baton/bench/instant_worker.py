@@ -1,10 +1,11 @@
-"""A prefill and a decode worker that answer at once: what is left to measure is the router.
+"""A prefill and two decode workers that answer at once: what is left to measure is the router.
 
     python -m baton.bench.instant_worker
 
-prints the ports of the two as one line, and ends with its standard input. Both speak as much of
+prints the ports of the three as one line, and ends with its standard input. They speak as much of
 SGLang's wire as routers ask for. An answer is one write of ready-made bytes; a stream has
-`NUM_EVENTS` events, each a chunk of its own.
+`NUM_EVENTS` events, each a chunk of its own. The second decode worker marks its streams as Baton's
+workers do when they are asked to: a chunk is an event and the mark behind it.
 
 Elsewhere: who asks (load_client.py), the routers between them (bench_router.py).
 """
@@ -20,13 +21,18 @@ import msgspec
 import uvloop
 
 from baton.bench.end_with_input import ends_with_input
+from baton.router.marks import MARKS_HEADER
 
 NUM_EVENTS: Final = 32
 _STREAMS: Final = b'"stream":true'
 
 
-def _head(content_type: str, framing: str) -> bytes:
-    return f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n{framing}\r\n\r\n".encode()
+_MARKS_LINE: Final = f"{MARKS_HEADER}: 7 1 instant\r\n"
+
+
+def _head(content_type: str, framing: str, more: str = "") -> bytes:
+    lines = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n{more}{framing}\r\n\r\n"
+    return lines.encode()
 
 
 def _whole(answer: object) -> bytes:
@@ -34,11 +40,15 @@ def _whole(answer: object) -> bytes:
     return _head("application/json", f"Content-Length: {len(body)}") + body
 
 
-def _stream(events: list[object]) -> bytes:
-    payloads = [*map(msgspec.json.encode, events), b"[DONE]"]
-    chunks = (b"data: " + payload + b"\n\n" for payload in payloads)
+def _stream(events: list[object], marks: bool) -> bytes:
+    """The last step's mark is [DONE] itself."""
+    chunks = [b"data: %b\n\n" % msgspec.json.encode(event) for event in events]
+    if marks:
+        chunks[:-1] = [b"%b: t %d\n\n" % (chunk, 1000 + n) for n, chunk in enumerate(chunks[:-1])]
+    chunks.append(b"data: [DONE]\n\n")
     framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
-    return _head("text/event-stream", "Transfer-Encoding: chunked") + framed + b"0\r\n\r\n"
+    more = _MARKS_LINE if marks else ""
+    return _head("text/event-stream", "Transfer-Encoding: chunked", more) + framed + b"0\r\n\r\n"
 
 
 def _generated(num_so_far: int, num_tokens: int) -> object:
@@ -60,7 +70,7 @@ def _chat_event(number: int, num_events: int) -> object:
     return _chat({"index": 0, "delta": {"content": "word "}, "finish_reason": finish})
 
 
-def answers_of(role: str) -> Mapping[tuple[bytes, bool], bytes]:
+def answers_of(role: str, marks: bool = False) -> Mapping[tuple[bytes, bool], bytes]:
     """Ready-made answers by path and whether a stream was asked for."""
     num = 1 if role == "prefill" else NUM_EVENTS
     counts = range(1, num + 1)
@@ -74,11 +84,11 @@ def answers_of(role: str) -> Mapping[tuple[bytes, bool], bytes]:
     return {
         **{(path.encode(), False): _whole(report) for path, report in reports.items()},
         (b"/generate", False): _whole(_generated(num, num)),
-        (b"/generate", True): _stream([_generated(n, num) for n in counts]),
+        (b"/generate", True): _stream([_generated(n, num) for n in counts], marks),
         (b"/v1/chat/completions", False): _whole(
             _chat({"index": 0, "message": message, "finish_reason": "length"})
         ),
-        (b"/v1/chat/completions", True): _stream([_chat_event(n, num) for n in counts]),
+        (b"/v1/chat/completions", True): _stream([_chat_event(n, num) for n in counts], marks),
     }
 
 
@@ -114,9 +124,9 @@ class _Connection(asyncio.Protocol):
 async def _serve() -> None:
     loop = asyncio.get_running_loop()
     ports = []
-    for role in ("prefill", "decode"):
+    for role, marks in (("prefill", False), ("decode", False), ("decode", True)):
         server = await loop.create_server(
-            functools.partial(_Connection, answers_of(role)), "127.0.0.1", 0, backlog=1024
+            functools.partial(_Connection, answers_of(role, marks)), "127.0.0.1", 0, backlog=1024
         )
         ports.append(server.sockets[0].getsockname()[1])
     print(*ports, flush=True)

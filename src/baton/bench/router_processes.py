@@ -76,9 +76,10 @@ class Process:
 class Workers(Process):
     def __init__(self) -> None:
         super().__init__([sys.executable, "-m", "baton.bench.instant_worker"], "instant workers")
-        prefill, decode = map(int, self.read_line().split())
-        self.prefill_url = f"http://127.0.0.1:{prefill}"
-        self.decode_url = f"http://127.0.0.1:{decode}"
+        ports = self.read_line().decode().split()
+        self.prefill_url, self.decode_url, self.marking_decode_url = (
+            f"http://127.0.0.1:{port}" for port in ports
+        )
 
 
 class Clients(Process):
@@ -111,23 +112,33 @@ class Router(Process):
             return False
 
 
-def pair_argv(workers: Workers, port: int) -> list[str]:
+def pair_argv(prefill_url: str, decode_url: str, port: int) -> list[str]:
     """The options that both routers share."""
     return [
-        *("--pd-disaggregation", "--prefill", workers.prefill_url, "8998"),
-        *("--decode", workers.decode_url, "--host", "127.0.0.1", "--port", str(port)),
+        *("--pd-disaggregation", "--prefill", prefill_url, "8998"),
+        *("--decode", decode_url, "--host", "127.0.0.1", "--port", str(port)),
     ]
 
 
 def baton_router(workers: Workers) -> Router:
+    return _baton_router(workers.prefill_url, workers.decode_url)
+
+
+def baton_router_of_marks(workers: Workers) -> Router:
+    """Between workers that mark their streams as Baton's do."""
+    return _baton_router(workers.prefill_url, workers.marking_decode_url)
+
+
+def _baton_router(prefill_url: str, decode_url: str) -> Router:
     port = _free_port()
-    argv = [sys.executable, "-m", "baton.launch_router", *pair_argv(workers, port)]
+    argv = [sys.executable, "-m", "baton.launch_router", *pair_argv(prefill_url, decode_url, port)]
     return Router(argv, "Baton's router", port)
 
 
 def sglang_router(workers: Workers) -> Router:
     port = _free_port()
-    argv = [sys.executable, "-m", "sglang_router.launch_router", *pair_argv(workers, port)]
+    argv = [sys.executable, "-m", "sglang_router.launch_router"]
+    argv += pair_argv(workers.prefill_url, workers.decode_url, port)
     argv += ["--prometheus-port", str(_free_port()), "--log-level", "error"]
     return Router(argv, "sglang-router", port)
 

@@ -11,6 +11,7 @@ from baton.core.clock import Clock, MonotonicClock
 from baton.core.errors import ConfigError, RequestError
 from baton.messages.announcement import ANNOUNCE_PATH
 from baton.obs.logs import EventLog
+from baton.router import openapi
 from baton.router.admin import AdminHandlers
 from baton.router.announcements import Announcements
 from baton.router.config import RouterConfig
@@ -218,7 +219,12 @@ def _routes(generation: GenerationHandlers, admin: AdminHandlers) -> Routes:
     for method in ("GET", "POST"):
         routes.add(method, "/flush_cache", admin.flush_cache)
     routes.add("POST", "/abort_request", admin.abort_request)
+    routes.add("GET", openapi.PATH, _describe)
     return routes
+
+
+async def _describe(_request: Request) -> Response:
+    return Response(200, openapi.document(), {"Content-Type": "application/json"})
 
 
 _INTERNAL = Problem(

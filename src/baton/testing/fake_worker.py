@@ -127,6 +127,7 @@ class FakeWorker:
             app.router.add_get(path, self._reporter(answer))
         for path in ("/flush_cache", "/abort_request"):
             app.router.add_post(path, self._note)
+        app.router.add_get("/flush_cache", self._note)
         return app
 
     def _reports(self) -> dict[str, Callable[[], Any]]:

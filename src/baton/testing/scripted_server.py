@@ -43,7 +43,7 @@ class Request:
 class ScriptedServer:
     """`script` says what to answer to a request; `most_running` is how many requests it had at the
     same time, `on_left` is called when a client has left before its answer was whole. GET
-    /v1/models is answered by itself."""
+    /v1/models and /health are answered by themselves."""
 
     script: Callable[[Request], Sequence[Step]]
     requests: list[Request] = field(default_factory=list)
@@ -97,7 +97,7 @@ class ScriptedServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = await _read(reader)
-            if request.path == "/v1/models":
+            if request.path in ("/v1/models", "/health"):
                 writer.write(whole({"data": [{"id": "scripted"}]}))
                 return
             if request.method == "GET":
@@ -158,7 +158,8 @@ DONE: Final = chunk(b"data: [DONE]\n\n") + END
 
 def whole(answer: Any, status: str = "200 OK") -> bytes:
     body = json.dumps(answer).encode()
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def generated(num_tokens: int, text: str = "", *, is_end: bool = False) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from baton.bench.load_client import BUSY_SHARE, Load, LoadResult
 from baton.bench.report import Findings, Report
 from baton.bench.router_processes import Clients, Router, Workers, body_of
 from baton.core.errors import ConfigError
+from baton.router.marks import MarkedStream
 
 SMALL = RouterBenchConfig(rounds=1, seconds=0.1, clients=(1, 4), num_workers=10)
 
@@ -35,11 +36,14 @@ def test_a_small_run_has_every_figure_and_claim(route: Literal["generate", "chat
             assert report.figures[name].median > 0
             assert report.figures[f"{name}_ttft_p50"].median > 0
             assert report.figures[f"{name}_p50"].median <= report.figures[f"{name}_p99"].median
+    assert report.figures["baton_marked_stream_4"].median > 0
+    assert "baton_marked_plain_4" not in report.figures
     assert {name: ratio.floor for name, ratio in report.ratios.items()} == {
         "latency_vs_sglang_router": 1.0,
         "ttft_vs_sglang_router": 50.0,
         "plain_4_vs_sglang_router": 1.0,
         "stream_4_vs_sglang_router": 2.0,
+        "stream_4_with_marks": 0.8,
         "choose_pair_under_50_us": 1.0,
     }
     assert report.skipped == {}
@@ -91,6 +95,26 @@ def test_instant_workers_answer_whole_streams() -> None:
             head, _, body = answers[path, False].partition(b"\r\n\r\n")
             assert b"Content-Length: %d" % len(body) in head
             assert msgspec.json.decode(body)
+
+
+@pytest.mark.parametrize("path", [b"/generate", b"/v1/chat/completions"])
+def test_marked_streams_are_the_others_with_marks(path: bytes) -> None:
+    """As the router reads them: every event but the last is marked, and none is changed."""
+    bare, marked = (answers_of("decode", marks)[path, True] for marks in (False, True))
+    assert b"X-Baton-Marks: 7 1 instant\r\n" in marked.partition(b"\r\n\r\n")[0]
+    stream = MarkedStream("7 1 instant")
+    passed = stream.feed(events_of(marked)) + stream.take_held()
+    assert passed == events_of(bare)
+    assert stream.num_tokens == NUM_EVENTS - 1
+
+
+def events_of(answer: bytes) -> bytes:
+    """The body, without its chunks' sizes."""
+    rest, events = answer.partition(b"\r\n\r\n")[2], b""
+    while size := int(rest.partition(b"\r\n")[0], 16):
+        rest = rest.partition(b"\r\n")[2]
+        events, rest = events + rest[:size], rest[size + 2 :]
+    return events
 
 
 def test_a_load_client_says_why_it_failed() -> None:

@@ -1,7 +1,6 @@
 """When a leg fails, a client leaves or time runs out: who is told, what, and how soon."""
 
 import asyncio
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -32,66 +31,6 @@ def events_of(body: bytes) -> list[bytes]:
     return body.split(b"\n\n")[:-1]
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("status", [400, 422, 429, 500, 503])
-def test_decodes_error_keeps_status_body_and_retry_after(
-    run: Run, cluster: ClusterMaker, status: int, stream: bool
-) -> None:
-    async def scenario() -> None:
-        async with cluster() as c:
-            c.prefills[0].script = hanging()
-            c.decodes[0].script = Script(
-                status=status, headers={"Retry-After": "7"}, error={"message": "as it was"}
-            )
-            got, headers, body = await c.post("/generate", {**GENERATE, "stream": stream})
-            assert (got, headers["Retry-After"]) == (status, "7")
-            assert json.loads(body) == {"message": "as it was"}
-            await c.prefills[0].until(lambda w: w.num_hung_up == 1)
-            await c.until_quiet()
-            assert len(c.decodes[0].requests) == 1
-            assert all(worker.is_healthy for worker in c.fleet.pool)
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("status", [400, 429, 503])
-def test_prefills_error_cancels_decode_and_keeps_its_status(
-    run: Run, cluster: ClusterMaker, status: int
-) -> None:
-    async def scenario() -> None:
-        async with cluster() as c:
-            c.prefills[0].script = Script(status=status, headers={"Retry-After": "3"})
-            c.decodes[0].script = hanging()
-            got, headers, body = await c.post("/v1/chat/completions", {"messages": []})
-            assert (got, headers["Retry-After"]) == (status, "3")
-            assert error_of(body)["message"] == f"fake {status} from prefill"
-            await c.decodes[0].until(lambda w: w.num_hung_up == 1)
-            await c.until_quiet()
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_prefill_dies_while_decode_hangs(run: Run, cluster: ClusterMaker, stream: bool) -> None:
-    async def scenario() -> None:
-        async with cluster(max_resumes=0) as c:
-            may_die = asyncio.Event()
-            c.prefills[0].script = Script(gates={0: may_die}, die_at=0)
-            c.decodes[0].script = hanging()
-            asked = asyncio.create_task(c.post("/generate", {**GENERATE, "stream": stream}))
-            await c.decodes[0].until(lambda w: len(w.requests) == 1)
-            may_die.set()
-            async with asyncio.timeout(SOON_S):
-                status, headers, body = await asked
-                await c.decodes[0].until(lambda w: w.num_hung_up == 1)
-            assert (status, headers["Retry-After"]) == (503, "1")
-            assert error_of(body)["code"] == "prefill_failed"
-            assert f"prefill worker {c.prefills[0].url}" in error_of(body)["message"]
-            await c.until_quiet()
-
-    run(scenario)
-
-
 def test_prefills_error_inside_a_stream_counts(run: Run, cluster: ClusterMaker) -> None:
     async def scenario() -> None:
         async with cluster() as c:
@@ -117,25 +56,6 @@ def test_prefills_error_inside_a_stream_counts(run: Run, cluster: ClusterMaker) 
                 got, headers, body = await c.post("/generate", STREAM)
                 assert (got, headers["Content-Type"]) == (status, "application/json")
                 assert "error" in json.loads(body)
-            await c.until_quiet()
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("die_at", [1, 4])
-def test_decode_dies_in_mid_stream(run: Run, cluster: ClusterMaker, die_at: int) -> None:
-    async def scenario() -> None:
-        async with cluster() as c:
-            c.decodes[0].script = Script(die_at=die_at)
-            status, _, body = await c.post("/generate", STREAM)
-            if die_at == 1:
-                assert (status, error_of(body)["code"]) == (503, "decode_failed")
-                return
-            *tokens, error, done = events_of(body)
-            assert (status, len(tokens), done) == (200, die_at - 1, b"data: [DONE]")
-            said = error_of(error[6:])
-            assert said["code"] == "decode_failed"
-            assert c.decodes[0].url in said["message"]
             await c.until_quiet()
 
     run(scenario)
@@ -186,42 +106,6 @@ def test_a_stream_without_done_is_an_error(run: Run, cluster: ClusterMaker) -> N
             assert "without [DONE]" in error_of(events_of(body)[-2][6:])["message"]
 
     run(scenario)
-
-
-@pytest.mark.parametrize(
-    ("prefill", "decode", "body"),
-    [
-        (Script(), Script(gates={4: asyncio.Event()}), STREAM),
-        (Script(gates={0: asyncio.Event()}), Script(gates={0: asyncio.Event()}), GENERATE),
-        (Script(gates={0: asyncio.Event()}), Script(gates={3: asyncio.Event()}), STREAM),
-    ],
-)
-def test_a_client_that_leaves_ends_both_legs(
-    run: Run, cluster: ClusterMaker, prefill: Script, decode: Script, body: Any
-) -> None:
-    async def scenario() -> None:
-        async with cluster() as c:
-            c.prefills[0].script, c.decodes[0].script = of_this_loop(prefill), of_this_loop(decode)
-            asked = asyncio.create_task(c.post("/generate", body))
-            for worker in c.workers:
-                await worker.until(lambda w: len(w.requests) == 1)
-            asked.cancel()
-            await asyncio.wait({asked})
-            async with asyncio.timeout(SOON_S):
-                await c.decodes[0].until(lambda w: w.num_hung_up == 1)
-                if prefill.gates:
-                    await c.prefills[0].until(lambda w: w.num_hung_up == 1)
-            await c.until_quiet()
-            _, _, metrics = await c.get("/metrics")
-            assert b'requests_total{route="/generate",status="499"} 1.0' in metrics
-            assert b"baton_router_inflight 0.0" in metrics
-
-    run(scenario)
-
-
-def of_this_loop(script: Script) -> Script:
-    """An event belongs to the loop in which it was first waited for."""
-    return dataclasses.replace(script, gates={point: asyncio.Event() for point in script.gates})
 
 
 def test_a_refused_connection_is_tried_on_another_pair(run: Run, cluster: ClusterMaker) -> None:

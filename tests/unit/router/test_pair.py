@@ -15,53 +15,6 @@ Run = Callable[[Callable[[], Any]], None]
 GENERATE = {"text": "hello", "sampling_params": {"max_new_tokens": 8}}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "01_generate_text",
-        "02_generate_stream",
-        "04_generate_batch_input_ids",
-        "07_generate_logprob",
-        "09_chat",
-        "11_chat_n2",
-        "13_completions_batch",
-        "20_generate_client_bootstrap",
-    ],
-)
-def test_both_legs_get_what_sglangs_workers_expect(
-    run: Run, cluster: ClusterMaker, captured: Callable[[str], Any], name: str
-) -> None:
-    capture = captured(name)
-    client = capture["client_request"]
-    (theirs, _) = (requests[0] for requests in capture["worker_requests"].values())
-
-    async def scenario() -> None:
-        async with cluster() as c:
-            headers = {
-                "Authorization": "Bearer k",
-                "X-Request-ID": "rid-1",
-                "x-smg-routing-key": "rk",
-                "Cookie": "secret",
-            }
-            status, answer_headers, _ = await c.post(
-                client["path"], client["body"], headers=headers
-            )
-            assert status == 200
-            assert answer_headers["X-Request-ID"] == "rid-1"
-            (prefill,), (decode,) = c.prefills[0].requests, c.decodes[0].requests
-            assert prefill.raw == decode.raw
-            assert prefill.path == theirs["path"]
-            for key in ("bootstrap_host", "bootstrap_room"):
-                assert type(prefill.body[key]) is type(theirs["body"][key])
-            for key, value in theirs["headers"].items():
-                if key not in ("Host", "Content-Length"):
-                    assert prefill.headers[key] == decode.headers[key] == value
-            assert "Cookie" not in prefill.headers
-            assert "Accept-Encoding" not in prefill.headers
-
-    run(scenario)
-
-
 def test_a_batch_of_texts_is_served(run: Run, cluster: ClusterMaker) -> None:
     async def scenario() -> None:
         async with cluster() as c:
@@ -85,29 +38,6 @@ def test_stream_is_decodes_byte_for_byte(run: Run, cluster: ClusterMaker) -> Non
             assert headers["X-Request-ID"].startswith("req-")
             assert "X-Request-ID" in c.prefills[0].requests[0].headers
             await c.until_quiet()
-
-    run(scenario)
-
-
-def test_first_byte_does_not_wait_for_prefills_answer(run: Run, cluster: ClusterMaker) -> None:
-    async def scenario() -> None:
-        async with cluster() as c:
-            prefill_may_answer, decode_may_go_on = asyncio.Event(), asyncio.Event()
-            c.prefills[0].script = Script(gates={0: prefill_may_answer})
-            c.decodes[0].script = Script(gates={2: decode_may_go_on})
-            async with c.session.post(
-                c.url + "/generate", json={**GENERATE, "stream": True}
-            ) as response:
-                first = await response.content.readuntil(b"\n\n")
-                assert json.loads(first[5:])["text"] == "x"
-                decode_may_go_on.set()
-                rest = await response.content.read()
-                assert rest.endswith(b"data: [DONE]\n\n")
-            in_flight = {w.role: w.num_in_flight for w in c.fleet.pool}
-            assert in_flight == {"prefill": 1, "decode": 0}
-            prefill_may_answer.set()
-            await c.until_quiet()
-            assert c.prefills[0].num_hung_up == 0
 
     run(scenario)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.router.breaker import BreakerPhase, BreakerRules, Outcome
+from baton.router.breaker import BreakerRules, Outcome
 from baton.router.config import HealthRules, RouterConfig, WorkerRole, WorkerSpec
 from baton.router.metrics import RouterMetrics
 from baton.router.placement import Placement, Visit
@@ -250,20 +250,6 @@ def _sorted_labels(text: bytes) -> bytes:
     return b"\n".join(found)
 
 
-def test_a_chat_stays_with_its_workers(run: Run, cluster: ClusterMaker) -> None:
-    async def scenario() -> None:
-        async with cluster(3, 3, policy="cache_aware") as c:
-            turns = [{"role": "user", "content": "Tell me of the sea. " * 30}]
-            for _ in range(4):
-                assert (await c.post("/v1/chat/completions", {"messages": turns}))[0] == 200
-                turns += [{"role": "assistant", "content": "Waves."}]
-                turns += [{"role": "user", "content": "More! " * 30}]
-            assert sorted(len(worker.requests) for worker in c.decodes) == [0, 0, 4]
-            assert sorted(len(worker.requests) for worker in c.prefills) == [0, 0, 4]
-
-    run(scenario)
-
-
 def test_a_pool_of_all_three_kinds_serves_and_survives_the_loss_of_a_role(
     run: Run, cluster: ClusterMaker
 ) -> None:
@@ -282,31 +268,6 @@ def test_a_pool_of_all_three_kinds_serves_and_survives_the_loss_of_a_role(
     run(scenario)
 
 
-@pytest.mark.parametrize("role", [WorkerRole.PREFILL, WorkerRole.DECODE])
-def test_only_the_leg_that_fails_is_blamed(
-    run: Run, cluster: ClusterMaker, role: WorkerRole
-) -> None:
-    async def scenario() -> None:
-        rules = BreakerRules(failure_threshold=3, cool_down_s=1000, max_cool_down_s=1000)
-        async with cluster(1, 1, breaker=rules) as c:
-            bad, good = c.prefills[0], c.decodes[0]
-            if role is WorkerRole.DECODE:
-                bad, good = good, bad
-            bad.script = Script(status=500, error={"error": {"message": "broken"}})
-            good.script = Script(gates={0: asyncio.Event()})
-            for _ in range(rules.failure_threshold):
-                assert (await c.post("/generate", {"text": "a"}))[0] == 500
-            await c.until_quiet()
-            breakers = {w.url: c.fleet.placement.breakers.of(w.id) for w in c.fleet.pool}
-            assert breakers[bad.url].phase is BreakerPhase.OPEN
-            assert breakers[good.url].phase is BreakerPhase.CLOSED
-            assert breakers[good.url].failures_s == ()
-            _, _, text = await c.get("/metrics")
-            assert f'phase="open",role="{role}"'.encode() in text
-
-    run(scenario)
-
-
 def test_others_serve_while_one_is_cut_off(run: Run, cluster: ClusterMaker) -> None:
     async def scenario() -> None:
         rules = BreakerRules(failure_threshold=3, cool_down_s=1000, max_cool_down_s=1000)
@@ -315,21 +276,6 @@ def test_others_serve_while_one_is_cut_off(run: Run, cluster: ClusterMaker) -> N
             statuses = [(await c.post("/generate", {"text": "a"}))[0] for _ in range(12)]
             assert statuses.count(500) == 3
             assert statuses[-5:] == [200] * 5
-
-    run(scenario)
-
-
-@pytest.mark.parametrize(("status", "headers"), [(429, {}), (503, {"Retry-After": "1"}), (400, {})])
-def test_overload_and_clients_errors_cut_nobody_off(
-    run: Run, cluster: ClusterMaker, status: int, headers: dict[str, str]
-) -> None:
-    async def scenario() -> None:
-        async with cluster(1, 1, breaker=BreakerRules(failure_threshold=1)) as c:
-            c.decodes[0].script = Script(status=status, headers=headers, error={"message": "no"})
-            for _ in range(5):
-                assert (await c.post("/generate", {"text": "a"}))[0] == status
-            c.decodes[0].script = Script()
-            assert (await c.post("/generate", {"text": "a"}))[0] == 200
 
     run(scenario)
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,42 +16,6 @@ def for_pair(route: str, body: bytes, port: int | None = 8998) -> Any:
     rooms = itertools.count(100)
     generation = parse_generation(route, body)
     return json.loads(generation.body_for_pair("127.0.0.1", port, lambda: next(rooms)))
-
-
-def shape(value: Any) -> Any:
-    return [shape(v) for v in value] if isinstance(value, list) else type(value).__name__
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "01_generate_text",
-        "02_generate_stream",
-        "03_generate_input_ids",
-        "04_generate_batch_input_ids",
-        "06_generate_n2",
-        "09_chat",
-        "11_chat_n2",
-        "12_completions",
-        "13_completions_batch",
-        "20_generate_client_bootstrap",
-    ],
-)
-def test_adds_what_sglangs_router_adds(captured: Callable[[str], Any], name: str) -> None:
-    capture = captured(name)
-    client, theirs = capture["client_request"], next(iter(capture["worker_requests"].values()))
-    theirs = theirs[0]["body"]
-    ours = for_pair(client["path"], json.dumps(client["body"]).encode(), theirs_port(theirs))
-    for key in ("bootstrap_host", "bootstrap_port"):
-        assert ours[key] == theirs[key]
-    assert shape(ours["bootstrap_room"]) == shape(theirs["bootstrap_room"])
-    rest = {k: v for k, v in ours.items() if k not in BOOTSTRAP}
-    assert rest == {k: v for k, v in client["body"].items() if k not in BOOTSTRAP}
-
-
-def theirs_port(body: Any) -> int | None:
-    port = body["bootstrap_port"]
-    return port[0] if isinstance(port, list) else port
 
 
 def test_every_item_gets_its_own_room() -> None:
