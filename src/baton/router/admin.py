@@ -93,8 +93,8 @@ class AdminHandlers:
         answer = {
             "waiting": admission.num_waiting,
             "running": admission.num_running,
-            "max_running": self._config.waiting.max_running,
-            "max_waiting": self._config.waiting.max_waiting,
+            "max_running": admission.rules.max_running,
+            "max_waiting": admission.rules.max_waiting,
             "expected_wait_s": round(admission.expected_wait_s, 3),
         }
         return _json(answer)

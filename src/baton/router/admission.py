@@ -133,6 +133,10 @@ class Admission:
         finally:
             turn.leave()
 
+    @property
+    def rules(self) -> WaitingRules:
+        return self._line.rules
+
     def follow(self, rules: WaitingRules) -> None:
         """Other limits from now on. Under a lower one, whoever is inside or waits stays; under the
         first one, those who are inside already do not count."""

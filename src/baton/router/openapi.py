@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 import baton
-from baton.router.admin import Abort, AddWorker
+from baton.router.admin import Abort, AddWorker, UpdateWorker
 from baton.router.errors import ErrorBody
 from baton.router.requests import CHAT, COMPLETIONS, GENERATE, MAX_CHOICES
 
@@ -76,7 +76,7 @@ def document() -> bytes:
 
 def openapi() -> Json:
     """OpenAPI 3.1."""
-    kinds = (Abort, AddWorker, ErrorAnswer)
+    kinds = (Abort, AddWorker, UpdateWorker, ErrorAnswer)
     _, components = msgspec.json.schema_components(
         kinds, ref_template="#/components/schemas/{name}"
     )
@@ -120,7 +120,15 @@ def _paths() -> Json:
         },
         "/workers/{worker_id}": {
             "get": _operation("the worker", "application/json", 404) | one,
+            "put": _operation("it is changed", "application/json", 404, 409, ok=202)
+            | one
+            | {"requestBody": _body({"$ref": "#/components/schemas/UpdateWorker"})},
             "delete": _operation("it gets nothing new", "application/json", 404, ok=202) | one,
+        },
+        "/queue": {"get": _operation("how long a request would wait", "application/json")},
+        "/explain/{request_id}": {
+            "get": _operation("where the request spent its time", "application/json", 404)
+            | {"parameters": [{**worker_id, "name": "request_id"}]}
         },
         "/flush_cache": {
             method: _operation("all caches are empty", "application/json", 503, tells_503=True)
