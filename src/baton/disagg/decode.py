@@ -108,6 +108,10 @@ class DecodeRole:
     def prompts_are_computed(self) -> bool:
         return any(leg.state is HandoverStage.AWAITING_KV for leg in self._legs.values())
 
+    @property
+    def is_delivering(self) -> bool:
+        return False  # that is the prefill worker's
+
     def handover_stats(self) -> HandoverStats:
         return msgspec.structs.replace(
             self._tally.stats(),

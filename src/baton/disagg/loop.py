@@ -40,6 +40,9 @@ from baton.transfer.protocol import KvTransport, TransportStats
 _IDLE_WAIT_S = 0.2
 """Longest sleep: how late a deadline may be noticed."""
 _BUSY_STATS_S = 0.25
+_DELIVERY_SHARE, _LONGEST_DELIVERY_S = 0.1, 0.005
+"""How long the next step lets the last writes of a prompt settle first: this share of the step
+before, and no longer than that. Else decode would hear of them a step later."""
 _IDLE_STATS_S = 1.0
 _RECORDS_PER_PART = 2000
 
@@ -70,6 +73,7 @@ class EngineLoop:
         self._was_busy = True
         self._is_running = True
         self._made_progress = False
+        self._delivery_limit_s = 0.0
 
     def run(self) -> None:
         """Raises ApiGone when the api process ends."""
@@ -83,6 +87,9 @@ class EngineLoop:
         return self._rest_s() if can_go_on else _IDLE_WAIT_S
 
     def _rest_s(self) -> float:
+        """How long the next step has to wait."""
+        if self._role.is_delivering:
+            return max(0.0, self._delivery_limit_s - self._clock.now_s())
         if self._sharing is None:
             return 0.0
         return self._sharing.wait_s(self._clock.now_s(), self._role.prompts_are_computed)
@@ -104,13 +111,15 @@ class EngineLoop:
         self._send_stats_when_due()
 
     def _step(self) -> None:
-        if self._sharing is None:
-            self._made_progress = self._core.step()
-            return
-        self._sharing.begin_step(self._role.prompts_are_computed)
+        if self._sharing is not None:
+            self._sharing.begin_step(self._role.prompts_are_computed)
         began_s = self._clock.now_s()
         self._made_progress = self._core.step()
-        self._sharing.end_step(began_s, self._clock.now_s())
+        ended_s = self._clock.now_s()
+        limit_s = min((ended_s - began_s) * _DELIVERY_SHARE, _LONGEST_DELIVERY_S)
+        self._delivery_limit_s = ended_s + limit_s
+        if self._sharing is not None:
+            self._sharing.end_step(began_s, ended_s)
 
     def stats(self) -> EngineStats:
         counters, ledger = self._core.counters, self._core.ledger()

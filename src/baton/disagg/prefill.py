@@ -79,6 +79,10 @@ class PrefillRole:
         return False  # they are computed here
 
     @property
+    def is_delivering(self) -> bool:
+        return any(leg.state is HandoverStage.WRITING for leg in self._legs.values())
+
+    @property
     def num_handovers(self) -> int:
         return len(self._legs) + len(self._draining)
 

@@ -23,6 +23,11 @@ class EngineRole(Protocol):
         """Whether a prefill worker has to compute prompts for this one now."""
         ...
 
+    @property
+    def is_delivering(self) -> bool:
+        """Whether a computed prompt's last writes are under way, and decode waits for them."""
+        ...
+
     def submit(self, request: EngineRequest) -> None: ...
 
     def abort(self, request_id: str, reason: str) -> None:
@@ -43,6 +48,7 @@ class UnifiedRole:
 
     num_handovers = 0
     prompts_are_computed = False
+    is_delivering = False
 
     def __init__(self, core: EngineCore):
         self._core = core
