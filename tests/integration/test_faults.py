@@ -37,7 +37,7 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     ]
     prefill = worker("prefill", tiny_model, folder, *options)
     decode = worker("decode", tiny_model, folder, *options)
-    front = router([prefill, decode], folder, "--resume-wait-secs=0")
+    front = router([prefill, decode], folder, "--worker-wait-secs=0")
     with running(prefill, decode, front):
         yield front, prefill, decode
 
@@ -221,7 +221,7 @@ def test_a_pool_that_is_too_small_for_all_serves_all_in_turn(
     options = ["--max-total-tokens=640", "--max-running-requests=16"]
     prefill = worker("prefill", tiny_model, tmp_path, *options)
     decode = worker("decode", tiny_model, tmp_path, *options)
-    front = router([prefill, decode], tmp_path, "--resume-wait-secs=0")
+    front = router([prefill, decode], tmp_path, "--worker-wait-secs=0")
     with running(prefill, decode, front):
 
         def ask(index: int) -> tuple[int, Any]:

@@ -91,7 +91,7 @@ def deployed(
     options = (*options, f"--disaggregation-transfer-backend={backend}")
     roles = ["prefill", "decode", *(["prefill"] if with_spare else [])]
     prefill, decode, *spares = [worker(role, model, folder, *options) for role in roles]
-    fronts = [router([each, decode], folder, "--resume-wait-secs=0") for each in (prefill, *spares)]
+    fronts = [router([each, decode], folder, "--worker-wait-secs=0") for each in (prefill, *spares)]
     made = Deployment(prefill, decode, fronts[0], *spares, *fronts[1:])
     with running(*made.servers):
         yield made

@@ -64,7 +64,7 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             on(here, "decode"),
             on(here, "decode", "--disaggregation-transfer-backend=tcp"),
         ]
-        fronts = [router([prefill, decode], folder, "--resume-wait-secs=0") for decode in decodes]
+        fronts = [router([prefill, decode], folder, "--worker-wait-secs=0") for decode in decodes]
         for front in fronts:
             front.prefix = here.prefix
         with running(prefill, unified, *decodes, *fronts):

@@ -429,12 +429,12 @@ def _add_limits(group: Any) -> None:
         "(default: %(default)g)",
     )
     group.add_argument(
-        "--resume-wait-secs",
+        "--worker-wait-secs",
         type=float,
-        default=_default("resume_wait_s"),
+        default=_default("worker_wait_s"),
         metavar="SECONDS",
-        help="how long a request whose worker died waits for one if there is nobody else; 0: not "
-        "at all (default: %(default)g)",
+        help="how long a request waits for a worker if all are away, or died under it; 0: not at "
+        "all (default: %(default)g)",
     )
     group.add_argument(
         "--disable-resume",
@@ -511,7 +511,7 @@ def config_from(
         worker_startup_timeout_s=args.worker_startup_timeout_secs,
         shutdown_grace_s=args.shutdown_grace_period_secs,
         resume_stall_s=args.resume_stall_secs,
-        resume_wait_s=args.resume_wait_secs,
+        worker_wait_s=args.worker_wait_secs,
         max_resumes=0 if args.disable_resume else args.max_resumes,
         health=HealthRules(
             interval_s=args.health_check_interval_secs,

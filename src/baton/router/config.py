@@ -70,7 +70,7 @@ class RouterConfig:
     max_attempts: int = 3
     max_resumes: int = 3
     resume_stall_s: float = 30.0
-    resume_wait_s: float = 15.0
+    worker_wait_s: float = 15.0
     health: HealthRules = field(default_factory=HealthRules)
     breaker: BreakerRules = field(default_factory=BreakerRules)
     cache: CacheRules = field(default_factory=CacheRules)
@@ -98,9 +98,9 @@ class RouterConfig:
                 "--event-ids needs streams that can be resumed; leave out --disable-resume and "
                 "--max-resumes 0"
             )
-        if not self.resume_wait_s >= 0:
+        if not self.worker_wait_s >= 0:
             raise ConfigError(
-                f"--resume-wait-secs {self.resume_wait_s:g} is negative; use 0 or more"
+                f"--worker-wait-secs {self.worker_wait_s:g} is negative; use 0 or more"
             )
         _positive("--request-timeout-secs", self.request_timeout_s)
         _positive("--worker-startup-timeout-secs", self.worker_startup_timeout_s)

@@ -34,6 +34,7 @@ class Dispatcher:
         self._tenants = tenants
         self._fleet = fleet
         self._wire = wire
+        self._num_lingering = 0
 
     async def serve(self, exchange: Exchange) -> Response | ResponseStream:
         """Answer the request when its turn has come; raises RouterFailure."""
@@ -85,6 +86,31 @@ class Dispatcher:
     async def _serve_now(
         self, exchange: Exchange, request: RoutedRequest
     ) -> Response | ResponseStream:
+        """At once, or when a worker is there again."""
+        try:
+            return await self._serve_first(exchange, request)
+        except (NoWorker, LegRefused) as failure:
+            if exchange.num_resumes > 0 or not await self._came_back(exchange, failure):
+                raise
+        return await self._serve_first(exchange, request)
+
+    async def _came_back(self, exchange: Exchange, failure: NoWorker | LegRefused) -> bool:
+        """Wait for a worker that is known and away, as many requests as may wait for their turn."""
+        is_full = self._num_lingering >= self._fleet.admission.rules.max_waiting
+        if is_full or (isinstance(failure, NoWorker) and failure.num_known == 0):
+            return False
+        limit_s, max_wait_s = self._config.worker_wait_s, max_wait_s_of(exchange.client_headers)
+        if max_wait_s is not None:
+            limit_s = min(limit_s, max_wait_s)
+        self._num_lingering += 1
+        try:
+            return await self._until_somebody_is_there(exchange, Setbacks(), limit_s)
+        finally:
+            self._num_lingering -= 1
+
+    async def _serve_first(
+        self, exchange: Exchange, request: RoutedRequest
+    ) -> Response | ResponseStream:
         """On as many workers, one after another, as fail it."""
         try:
             return await self._serve_once(exchange, request, None)
@@ -104,7 +130,7 @@ class Dispatcher:
                 setbacks.note(worker)
             exchange.resume()
             try:
-                await self._until_somebody_is_there(exchange, setbacks)
+                await self._until_somebody_is_there(exchange, setbacks, self._config.worker_wait_s)
                 return await self._serve_once(exchange, request, setbacks)
             except NoWorker:
                 break
@@ -115,19 +141,26 @@ class Dispatcher:
         self._fleet.metrics.resumes.labels("given_up").inc()
         raise broken
 
-    async def _until_somebody_is_there(self, exchange: Exchange, setbacks: Setbacks) -> None:
-        """A worker that restarts needs some seconds; after the limit the plan fails as ever."""
-        fleet, limit_s = self._fleet, self._config.resume_wait_s
+    async def _until_somebody_is_there(
+        self, exchange: Exchange, setbacks: Setbacks, limit_s: float
+    ) -> bool:
+        """A worker that restarts needs some seconds. False: nobody came within the limit."""
+        fleet = self._fleet
 
         def is_somebody_there() -> bool:
             return fleet.can_plan(setbacks.shunned(fleet.placement.has_usable))
 
         if is_somebody_there():
-            return
+            return True
+        if limit_s == 0:
+            return False
         _log.info("waiting for a worker", request_id=exchange.request_id, limit_s=limit_s)
         with fleet.watching(exchange.poke, limit_s) as is_late:
-            while not is_somebody_there() and not is_late():
+            while not is_somebody_there():
+                if is_late():
+                    return False
                 await exchange.changed()
+        return True
 
     async def _serve_once(
         self, exchange: Exchange, request: RoutedRequest, setbacks: Setbacks | None

@@ -105,6 +105,7 @@ class NoWorker(RouterFailure):
                 retry_after_s=max(RETRY_AFTER_S, math.ceil(try_in_s)),
             )
         )
+        self.num_known = num_known
 
 
 class TurnedAway(RouterFailure):

@@ -29,7 +29,7 @@ _FLAGS: Final = {
     "worker_startup_timeout_s": "--worker-startup-timeout-secs",
     "shutdown_grace_s": "--shutdown-grace-period-secs",
     "resume_stall_s": "--resume-stall-secs",
-    "resume_wait_s": "--resume-wait-secs",
+    "worker_wait_s": "--worker-wait-secs",
     "cluster_secret": "--cluster-secret-file",
     "event_id_key": "--event-ids",
     "callers": "--api-keys",

@@ -63,6 +63,10 @@ class Cluster:
         self.fleet.pool.check_invariants()
 
 
+def error_of(body: bytes) -> Any:
+    return json.loads(body)["error"]
+
+
 ClusterMaker = Callable[..., contextlib.AbstractAsyncContextManager[Cluster]]
 
 

@@ -10,14 +10,10 @@ import pytest
 from baton.router.config import HealthRules
 from baton.testing.fake_worker import Script
 
-from .conftest import ClusterMaker
+from .conftest import ClusterMaker, error_of
 
 Run = Callable[[Callable[[], Any]], None]
 GENERATE = {"text": "hello"}
-
-
-def error_of(body: bytes) -> Any:
-    return json.loads(body)["error"]
 
 
 def test_unified_workers_get_the_body_as_it_came(run: Run, cluster: ClusterMaker) -> None:

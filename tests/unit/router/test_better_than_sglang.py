@@ -32,7 +32,7 @@ from baton.testing.scripted_server import (
     generated,
 )
 
-from .conftest import ClusterMaker, until
+from .conftest import ClusterMaker, error_of, until
 
 Run = Callable[[Callable[[], Any]], None]
 GENERATE = {"text": "hello", "sampling_params": {"max_new_tokens": 8}}
@@ -44,10 +44,6 @@ NEVER_AGAIN = HealthRules(interval_s=3600)
 
 def hanging() -> Script:
     return Script(gates={0: asyncio.Event()})
-
-
-def error_of(body: bytes) -> Any:
-    return json.loads(body)["error"]
 
 
 def events_of(body: bytes) -> list[bytes]:

@@ -265,7 +265,7 @@ def test_behind_an_error_the_client_may_come_back(run: Run) -> None:
     path, body = REQUESTS["generate"]
 
     async def scenario() -> None:
-        async with router(resume_wait_s=0.0) as alone:
+        async with router(worker_wait_s=0.0) as alone:
             frames = await alone.frames(path, body)
             alone.cables.cut_after, alone.cables.num_cuts = 1500, 1
             *some, error, done = await alone.frames(path, body)

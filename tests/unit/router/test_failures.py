@@ -10,7 +10,7 @@ import pytest
 from baton.router.config import HealthRules, WorkerRole
 from baton.testing.fake_worker import FakeWorker, Script
 
-from .conftest import Cluster, ClusterMaker
+from .conftest import Cluster, ClusterMaker, error_of
 
 Run = Callable[[Callable[[], Any]], None]
 GENERATE = {"text": "hello"}
@@ -20,10 +20,6 @@ SOON_S = 1.0
 
 def hanging() -> Script:
     return Script(gates={0: asyncio.Event()})
-
-
-def error_of(body: bytes) -> Any:
-    return json.loads(body)["error"]
 
 
 def events_of(body: bytes) -> list[bytes]:
@@ -133,7 +129,7 @@ def never_probing() -> HealthRules:
 @pytest.mark.parametrize("role", ["prefill", "decode"])
 def test_the_only_worker_refuses(run: Run, cluster: ClusterMaker, role: str) -> None:
     async def scenario() -> None:
-        async with cluster(health=never_probing()) as c:
+        async with cluster(health=never_probing(), worker_wait_s=0.0) as c:
             gone = (c.prefills if role == "prefill" else c.decodes)[0]
             await gone.stop()
             async with asyncio.timeout(SOON_S):

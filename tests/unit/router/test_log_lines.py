@@ -121,7 +121,8 @@ def test_an_error_inside_a_stream_counts_as_a_failed_request(
 
 def test_a_worker_that_refuses_is_named_once(run: Run, cluster: ClusterMaker, kept: _Kept) -> None:
     async def scenario() -> None:
-        async with cluster(0, 0, 1, health=HealthRules(interval_s=60)) as c:
+        rules = HealthRules(interval_s=60)
+        async with cluster(0, 0, 1, health=rules, worker_wait_s=0.0) as c:
             await c.regulars[0].stop()
             for _ in range(2):
                 assert (await c.post("/generate", {"text": "a"}))[0] == 503

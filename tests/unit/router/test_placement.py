@@ -323,7 +323,8 @@ def test_an_error_inside_a_stream_counts_too(
 ) -> None:
     async def scenario() -> None:
         for shape in ((1, 1, 0), (0, 0, 1)):
-            async with cluster(*shape, breaker=BreakerRules(failure_threshold=1)) as c:
+            breaker = BreakerRules(failure_threshold=1)
+            async with cluster(*shape, breaker=breaker, worker_wait_s=0.0) as c:
                 worker = (c.decodes or c.regulars)[0]
                 worker.script = failing_in_stream({"code": code})
                 status, _, body = await c.post("/generate", {"text": "a", "stream": True})

@@ -108,7 +108,7 @@ def test_the_only_pair_is_waited_for(run: Run, cluster: ClusterMaker, name: str,
 
 @pytest.mark.parametrize("end", ["late", "expired", "client left"])
 def test_nobody_waits_for_ever(run: Run, cluster: ClusterMaker, end: str) -> None:
-    limits = {"resume_wait_s": 0.3 if end == "late" else 30, "request_timeout_s": 30}
+    limits = {"worker_wait_s": 0.3 if end == "late" else 30, "request_timeout_s": 30}
     if end == "expired":
         limits["request_timeout_s"] = 0.3
 

@@ -458,7 +458,7 @@ def test_with_nobody_else_the_stream_ends_with_an_error(run: Run) -> None:
     path, body = REQUESTS["generate"]
 
     async def scenario() -> None:
-        async with cluster(num_workers=1, resume_wait_s=0) as alone:
+        async with cluster(num_workers=1, worker_wait_s=0) as alone:
             alone.cables.cut_after, alone.cables.num_cuts = 900, 1
             got = await alone.stream(path, body)
             assert b"worker_failed" in got
