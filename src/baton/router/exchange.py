@@ -6,7 +6,7 @@ Elsewhere: which answer is delivered (pair.py, dispatch.py).
 """
 
 import asyncio
-import secrets
+import random
 from collections.abc import Mapping
 
 import msgspec
@@ -52,6 +52,9 @@ _REQUEST_ID = REQUEST_ID.lower()
 ATTEMPT_HEADER = "X-Baton-Attempt"
 """From the second attempt on: a worker may still have an earlier one of the same `rid`."""
 
+_ids = random.Random()
+"""Seeded by the system: ids must differ, nobody relies on their being secret."""
+
 _AUTHORIZATION = "authorization"
 _FORWARDED = frozenset((_AUTHORIZATION, "x-correlation-id", "x-smg-routing-key"))
 
@@ -61,7 +64,7 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     asked = headers.get(_REQUEST_ID)
     if asked is not None and is_sane_request_id(asked):
         return asked
-    return f"req-{secrets.token_hex(12)}"
+    return f"req-{_ids.getrandbits(96):024x}"
 
 
 def forwarded_headers(
