@@ -265,7 +265,7 @@ def storm(cluster: Cluster, seed: int, num_asks: int, num_faults: int) -> None:
             each.result()
     tell(report, front, seed)
     for server in (*prefills, *decodes):
-        wait_until(lambda s=server: is_at_rest(s), f"{server.name} at rest", 30.0)
+        wait_until(server.is_at_rest, f"{server.name} at rest", 30.0)
     wait_until(lambda: front.metric("baton_router_worker_inflight") == 0, "no leg is in flight")
 
 
@@ -285,17 +285,6 @@ def tell(report: Report, front: Server, seed: int) -> None:
         "router": resumes,
     }
     print(json.dumps(figures, indent=1))
-
-
-def is_at_rest(server: Server) -> bool:
-    gauges = (
-        "baton:quarantined_blocks",
-        "baton:num_handover_reqs",
-        "baton:draining_handovers",
-        "sglang:num_running_reqs",
-        "sglang:num_queue_reqs",
-    )
-    return server.num_blocks_in_use() == 0 and not any(server.metric(name) for name in gauges)
 
 
 @pytest.mark.parametrize("seed", [1])

@@ -109,25 +109,14 @@ def deployment(
 def expect_calm(deployment: Deployment, unified: Server) -> None:
     """Nothing is left of what happened, and the next requests are answered as ever."""
     for server in deployment.workers:
-        wait_until(lambda s=server: is_at_rest(s), f"{server.name} at rest", AT_REST_S)
+        wait_until(server.is_at_rest, f"{server.name} at rest", AT_REST_S)
     for front in deployment.fronts:
         wait_until(lambda f=front: f.get("/readiness")[0] == 200, "the router is ready again")
         expect_all_right(visit_all(front, SHORT), SHORT, unified)
     assert deployment.decode.metric("baton:kv_blocks_damaged_total") == 0
     assert deployment.decode.metric("baton:kv_blocks_verified_total") > 0
     for server in deployment.workers:
-        wait_until(lambda s=server: is_at_rest(s), f"{server.name} at rest", AT_REST_S)
-
-
-def is_at_rest(server: Server) -> bool:
-    gauges = (
-        "baton:quarantined_blocks",
-        "baton:num_handover_reqs",
-        "baton:draining_handovers",
-        "sglang:num_running_reqs",
-        "sglang:num_queue_reqs",
-    )
-    return server.num_blocks_in_use() == 0 and not any(server.metric(name) for name in gauges)
+        wait_until(server.is_at_rest, f"{server.name} at rest", AT_REST_S)
 
 
 @contextlib.contextmanager
@@ -137,7 +126,7 @@ def nothing_left(deployment: Deployment, num_kept: int = 0) -> Iterator[None]:
     for front in deployment.fronts:
         visit_all(front, SHORT)
     for server in deployment.workers:
-        wait_until(lambda s=server: is_at_rest(s), f"{server.name} at rest", AT_REST_S)
+        wait_until(server.is_at_rest, f"{server.name} at rest", AT_REST_S)
     before = footprint(deployment.servers)
     before = replace(before, num_descriptors=before.num_descriptors + num_kept)
     yield
@@ -283,6 +272,6 @@ def test_an_engine_that_is_killed_and_started_again(
                     expect_right_or_failed(outcomes.result(3 * NOTICED_S), LONG, unified)
                 assert any(outcome.error for outcome in outcomes.result())
                 survivor = deployment.workers[victim is deployment.prefill]
-                wait_until(lambda s=survivor: is_at_rest(s), "the other one gives up", AT_REST_S)
+                wait_until(survivor.is_at_rest, "the other one gives up", AT_REST_S)
                 victim.start()
                 expect_calm(deployment, unified)

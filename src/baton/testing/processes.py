@@ -18,12 +18,19 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 
 START_TIMEOUT_S = 90.0
 _POLL_S = 0.05
+_BUSY: Final = (
+    "baton:quarantined_blocks",
+    "baton:num_handover_reqs",
+    "baton:draining_handovers",
+    "sglang:num_running_reqs",
+    "sglang:num_queue_reqs",
+)
 
 
 class Ports:
@@ -114,6 +121,10 @@ class Server:
         """The sum of a metric over its labels."""
         lines = str(self.get("/metrics")[1]).splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+    def is_at_rest(self) -> bool:
+        """Nothing runs or waits, and no block is held."""
+        return self.num_blocks_in_use() == 0 and not any(self.metric(name) for name in _BUSY)
 
     def engine_pid(self) -> int:
         children = psutil.Process(self.pid).children()

@@ -468,32 +468,26 @@ def test_with_nobody_else_the_stream_ends_with_an_error(run: Run) -> None:
     run(scenario)
 
 
-def test_a_worker_that_would_begin_anew_is_not_believed(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("hidden", "reason"),
+    [
+        ("hides_marks", b"cannot go on with another worker's stream"),
+        ("hides_streams", b"it went on with a stream by no stream"),
+    ],
+)
+def test_a_worker_that_would_begin_anew_is_not_believed(
+    run: Run, hidden: str, reason: bytes
+) -> None:
     path, body = REQUESTS["generate"]
 
     async def scenario() -> None:
         async with cluster() as both:
             expected = await both.stream(path, body)
-            both.cables.cut_after, both.cables.num_cuts, both.cables.hides_marks = 1500, 1, True
+            both.cables.cut_after, both.cables.num_cuts = 1500, 1
+            setattr(both.cables, hidden, True)
             *events, error, done, rest = (await both.stream(path, body)).split(b"\n\n")
             assert expected.startswith(b"\n\n".join(events))
-            assert b"cannot go on with another worker's stream" in error
-            assert (done, rest) == (b"data: [DONE]", b"")
-            assert (both.resumes("resumed"), both.resumes("given_up")) == (0, 1)
-
-    run(scenario)
-
-
-def test_no_stream_is_no_rest_of_a_stream(run: Run) -> None:
-    path, body = REQUESTS["generate"]
-
-    async def scenario() -> None:
-        async with cluster() as both:
-            expected = await both.stream(path, body)
-            both.cables.cut_after, both.cables.num_cuts, both.cables.hides_streams = 1500, 1, True
-            *events, error, done, rest = (await both.stream(path, body)).split(b"\n\n")
-            assert expected.startswith(b"\n\n".join(events))
-            assert b"it went on with a stream by no stream" in error
+            assert reason in error
             assert (done, rest) == (b"data: [DONE]", b"")
             assert (both.resumes("resumed"), both.resumes("given_up")) == (0, 1)
 
