@@ -111,12 +111,17 @@ async def until(is_so: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-@pytest.fixture(params=[asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.fixture(
+    params=[
+        pytest.param(asyncio.run, marks=pytest.mark.nightly, id="asyncio"),
+        pytest.param(uvloop.run, id="uvloop"),
+    ]
+)
 def run(
     request: pytest.FixtureRequest,
 ) -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:
-    """Run one async scenario to its end, within a limit: on the loop that is served with, and on
-    the one that Python brings."""
+    """Run one async scenario to its end, within a limit: on the loop that is served with, and by
+    night on the one that Python brings."""
 
     def run_scenario(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
         async def limited() -> None:
