@@ -31,7 +31,11 @@ examples:
 the id is the X-Request-ID header of the answer; a server keeps the last 1,000 requests
 """
 
-_BAR_CELLS: Final = 40
+_LEAST_BAR_CELLS: Final = 12
+_MOST_BAR_CELLS: Final = 40
+_TEXT_CELLS: Final = 62
+"""Of the columns beside the bars: "prefill engine", "awaiting_reservation", two numbers, and what
+is between them."""
 _COLOURS: Final = {"router": "magenta", "api": "cyan", "engine": "green"}
 
 
@@ -98,13 +102,10 @@ def print_waterfall(waterfall: Waterfall, problems: list[str], console: Console)
     start_s, total_s = waterfall.start_s, waterfall.end_s - waterfall.start_s
     console.print(f"request {waterfall.request_id}: {waterfall.outcome}", highlight=False)
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for title in ("where", "phase", "from", "ms", "", "why"):
-        table.add_column(
-            title,
-            justify="right" if title in ("from", "ms") else "left",
-            no_wrap=title != "why",
-            overflow="fold",
-        )
+    for title in ("where", "phase", "from", "ms", ""):
+        is_number = title in ("from", "ms")
+        table.add_column(title, justify="right" if is_number else "left", no_wrap=True)
+    num_cells = min(_MOST_BAR_CELLS, max(_LEAST_BAR_CELLS, console.width - _TEXT_CELLS))
     place = ""
     for row in waterfall.rows:
         shown, place = "" if row.place == place else row.place, row.place
@@ -114,10 +115,13 @@ def print_waterfall(waterfall: Waterfall, problems: list[str], console: Console)
             name,
             f"{(row.start_s - start_s) * 1e3:.1f}",
             f"{row.seconds * 1e3:.1f}",
-            _bar(row, start_s, total_s),
-            row.why,
+            _bar(row, start_s, total_s, num_cells),
         )
-    console.print(table)
+    # No narrower than it is: a figure that is cut off says something else.
+    console.print(table, crop=False, width=max(console.width, _TEXT_CELLS + num_cells))
+    for row in waterfall.rows:
+        if row.why:
+            console.print(f"{row.place}, {row.name}: {row.why}", highlight=False)
     for line in [*summary_lines(waterfall), *waterfall.facts]:
         console.print(line, highlight=False)
     for problem in problems:
@@ -142,10 +146,10 @@ def summary_lines(waterfall: Waterfall) -> list[str]:
     return lines
 
 
-def _bar(row: Row, start_s: float, total_s: float) -> Text:
+def _bar(row: Row, start_s: float, total_s: float, num_cells: int) -> Text:
     if total_s <= 0:
         return Text("")
-    first = min(_BAR_CELLS - 1, int((row.start_s - start_s) / total_s * _BAR_CELLS))
-    last = max(first + 1, round((row.end_s - start_s) / total_s * _BAR_CELLS))
+    first = min(num_cells - 1, int((row.start_s - start_s) / total_s * num_cells))
+    last = max(first + 1, round((row.end_s - start_s) / total_s * num_cells))
     cells = ("░" if row.is_chunk else "█") * (last - first)
     return Text(" " * first + cells, style=_COLOURS.get(row.kind, ""))
