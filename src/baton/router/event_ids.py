@@ -165,8 +165,7 @@ def refuse_ids(request: Request) -> None:
 
 def _carries_ids(generation: Generation) -> bool:
     """One sample's stream, which is made again from its tokens alone."""
-    is_one = generation.num_items is None and not generation.wants_prompt_logprobs
-    return is_one and generation.may_be_resumed
+    return generation.may_be_resumed
 
 
 def _refusal(why: str) -> RequestError:

@@ -127,7 +127,6 @@ class Exchange:
         self.header_lines = self._first_header_lines = header_block(headers)
         self.client_headers: Mapping[str, str] = request.headers
         self.caller: Caller | None = request.caller
-        self.plan: Plan | None = None
         self.num_resumes = 0
         self.waited_s = 0.0
         self._own_headers: dict[str, str] | None = None
@@ -193,9 +192,13 @@ class Exchange:
             self._expired = expired
             self.poke()
 
+    @property
+    def plan(self) -> Plan | None:
+        """Where it was sent last."""
+        return self.attempt.plan if self.attempt is not None else None
+
     def note_attempt(self, plan: Plan) -> None:
         """Where it is sent now."""
-        self.plan = plan
         self.attempt = Attempt(self._clock.now_s(), plan, self.attempt)
 
     def journey(self, end_s: float | None = None) -> Journey:

@@ -83,7 +83,7 @@ def test_the_answer_of_stop_is_the_trace() -> None:
     async def scenario() -> None:
         async with serve_fake_worker() as worker:
             assert await ask(worker, "before") == 200
-            body = {"output_dir": "/tmp/x", "activities": ["CPU"], "num_steps": 7}
+            body = {"output_dir": "traces", "activities": ["CPU"], "num_steps": 7}
             status, answer = await worker.post("/start_profile", body)
             assert (status, worker.engine.profiled_steps) == (200, 7)
             assert [note.split()[0] for note in answer["notes"]] == [
