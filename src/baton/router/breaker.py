@@ -25,6 +25,9 @@ class BreakerPhase(enum.StrEnum):
     HALF_OPEN = "half_open"
 
 
+CLOSED = BreakerPhase.CLOSED
+"""What nearly all are nearly always; to ask the enumeration costs a call, in Python before 3.12."""
+
 LEGAL_MOVES = {
     BreakerPhase.CLOSED: {BreakerPhase.OPEN},
     BreakerPhase.OPEN: {BreakerPhase.HALF_OPEN},
@@ -58,6 +61,8 @@ class Outcome(enum.StrEnum):
     CLIENTS_FAULT = "clients_fault"
     NO_VERDICT = "no_verdict"
 
+
+SUCCESS = Outcome.SUCCESS
 
 _OVERLOAD_CODES = frozenset(("queue_full", "overloaded", "rate_limit_exceeded"))
 
@@ -131,6 +136,8 @@ def after_outcome(
     breaker: Breaker, rules: BreakerRules, outcome: Outcome, epoch: int, now_s: float
 ) -> Breaker:
     """A request that was admitted in `epoch` has ended."""
+    if outcome is SUCCESS and breaker.phase is CLOSED and not breaker.failures_s:
+        return breaker  # nothing to forgive: the usual case, and quickly told
     if epoch != breaker.epoch or not rules.is_enabled:
         return breaker
     is_probe = breaker.phase is BreakerPhase.HALF_OPEN

@@ -8,6 +8,7 @@ Elsewhere: one breaker's moves, pure (breaker.py).
 from collections.abc import Callable, Iterable
 
 from baton.router.breaker import (
+    CLOSED,
     Breaker,
     BreakerPhase,
     BreakerRules,
@@ -68,7 +69,7 @@ class Breakers:
         """A request goes there; returns what `report` needs. A worker whose breaker admits nobody
         may still get a request that was chosen before: its result will not count."""
         breaker = self._breakers[worker_id]
-        if breaker.phase is BreakerPhase.CLOSED:
+        if breaker.phase is CLOSED:
             return breaker.epoch
         if not admits(breaker):
             return -1

@@ -19,12 +19,15 @@ class Deadlines(Generic[Item]):
         self._expire = expire
         self._due_s: dict[Item, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __len__(self) -> int:
         return len(self._due_s)
 
     def add(self, item: Item) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:  # to ask for it costs as much as all else here
+            loop = self._loop = asyncio.get_running_loop()
         self._due_s[item] = loop.time() + self._limit_s
         if self._timer is None:
             self._timer = loop.call_later(self._limit_s, self._look)

@@ -8,8 +8,11 @@ Elsewhere: whose turn it is (admission.py), choosing workers (placement.py), who
 (setbacks.py), one attempt (pair.py for two workers, here for one).
 """
 
+from collections.abc import Coroutine
+from typing import Any
+
 from baton.obs.logs import EventLog
-from baton.router.config import RouterConfig, WorkerRole
+from baton.router.config import RouterConfig
 from baton.router.errors import LegFailure, LegRefused, NoWorker
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
@@ -159,7 +162,7 @@ class Dispatcher:
             while not is_somebody_there():
                 if is_late():
                     return False
-                await exchange.changed()
+                await exchange.until(lambda: is_somebody_there() or is_late())
         return True
 
     async def _serve_once(
@@ -190,13 +193,13 @@ class Dispatcher:
         if exposes or plan.split_reason is not None:
             exchange.add_headers({ROUTE_HEADER: route_text(plan, exposes)})
 
-    async def _attempt(
+    def _attempt(
         self, exchange: Exchange, request: RoutedRequest, workers: list[Worker]
-    ) -> Response | ResponseStream:
-        if workers[0].role is WorkerRole.REGULAR:
-            return await self._serve_on_one(exchange, request, workers[0])
+    ) -> Coroutine[Any, Any, Response | ResponseStream]:
+        if len(workers) == 1:
+            return self._serve_on_one(exchange, request, workers[0])
         prefill, decode = workers
-        return await serve_on_pair(exchange, request, prefill, decode, self._fleet, self._wire)
+        return serve_on_pair(exchange, request, prefill, decode, self._fleet, self._wire)
 
     async def _serve_on_one(
         self, exchange: Exchange, request: RoutedRequest, worker: Worker
@@ -212,10 +215,10 @@ class Dispatcher:
         )
         leg.may_move = exchange.may_retry
         try:
-            while not leg.has_answer:
-                if leg.failure is not None:
-                    raise leg.failure
-                await exchange.changed()
+            await exchange.until(lambda: leg.has_answer or leg.failure is not None)
+            if not leg.has_answer:
+                assert leg.failure is not None
+                raise leg.failure
             if leg.is_stream:
                 self._fleet.note_first_byte(leg.visit)
             return await exchange.deliver(leg, None)

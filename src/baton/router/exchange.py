@@ -6,8 +6,9 @@ Elsewhere: which answer is delivered (pair.py, dispatch.py).
 """
 
 import asyncio
+import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -52,9 +53,13 @@ _REQUEST_ID = REQUEST_ID.lower()
 ATTEMPT_HEADER = "X-Baton-Attempt"
 """From the second attempt on: a worker may still have an earlier one of the same `rid`."""
 
-_ids = random.Random()
-"""Seeded by the system: ids must differ, nobody relies on their being secret."""
+_first_half_of_ids = random.SystemRandom().getrandbits(64)
+_numbers = itertools.count(random.SystemRandom().getrandbits(31))
+"""Ids must differ, between routers as well; nobody relies on their being secret."""
 
+_JSON = {"Content-Type": "application/json", "Accept": "*/*"}
+_JSON_LINES = header_block(_JSON)
+_JSON_LINES_WITH_MARKS = header_block({**_JSON, MARKS_HEADER: "1"})
 _AUTHORIZATION = "authorization"
 _FORWARDED = frozenset((_AUTHORIZATION, "x-correlation-id", "x-smg-routing-key"))
 
@@ -64,11 +69,18 @@ def request_id_of(headers: Mapping[str, str]) -> str:
     asked = headers.get(_REQUEST_ID)
     if asked is not None and is_sane_request_id(asked):
         return asked
-    return f"req-{_ids.getrandbits(96):024x}"
+    return f"req-{_first_half_of_ids:016x}{next(_numbers):08x}"
 
 
 def forwarded_headers(
     headers: Mapping[str, str], request_id: str, authorization: str | None = None
+) -> dict[str, str]:
+    """What workers are sent with a body: `_passed_on`, and what that body is."""
+    return _passed_on(headers, request_id, authorization) | _JSON
+
+
+def _passed_on(
+    headers: Mapping[str, str], request_id: str, authorization: str | None
 ) -> dict[str, str]:
     """What workers get to see of a client's headers, whose names are lower case. `authorization`
     takes the place of the client's own, "" leaves it out."""
@@ -85,8 +97,6 @@ def forwarded_headers(
         if authorization:
             forwarded["Authorization"] = authorization
     forwarded[REQUEST_ID] = request_id
-    forwarded["Content-Type"] = "application/json"
-    forwarded["Accept"] = "*/*"
     return forwarded
 
 
@@ -96,6 +106,10 @@ def problem_response(problem: Problem, request_id: str, trace_id: str = "") -> R
     if problem.retry_after_s is not None:
         headers["Retry-After"] = str(problem.retry_after_s)
     return Response(problem.status, problem.body(trace_id), headers)
+
+
+def _always() -> bool:
+    return True
 
 
 def _has_died(failure: LegFailure) -> bool:
@@ -121,10 +135,9 @@ class Exchange:
         self.request_id = request_id
         self.may_retry = may_retry
         self.may_resume = may_retry and generation.may_be_marked
-        headers = forwarded_headers(request.headers, request_id, authorization)
-        if self.may_resume:
-            headers[MARKS_HEADER] = "1"
-        self.header_lines = self._first_header_lines = header_block(headers)
+        lines = header_block(_passed_on(request.headers, request_id, authorization))
+        lines += _JSON_LINES_WITH_MARKS if self.may_resume else _JSON_LINES
+        self.header_lines = self._first_header_lines = lines
         self.client_headers: Mapping[str, str] = request.headers
         self.caller: Caller | None = request.caller
         self.num_resumes = 0
@@ -141,6 +154,7 @@ class Exchange:
         self._marked: MarkedStream | None = None
         self._merge: PromptLogprobs | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._is_awaited: Callable[[], bool] = _always
         self._expired: Expired | None = None
         self._num_attempts = 1
         self.status = CLIENT_GONE_STATUS
@@ -215,18 +229,32 @@ class Exchange:
         )
 
     def poke(self) -> None:
-        """Something has happened that `changed` may wait for."""
+        """Something has happened that `until` may wait for."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is not None and (self._expired is not None or self._is_awaited()):
+            self._waiter, self._is_awaited = None, _always  # or legs and exchange were a cycle
+            if not waiter.done():
+                waiter.set_result(None)
 
-    async def changed(self) -> None:
-        """Wait until a leg has something to say; raises Expired."""
-        if self._expired is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until it is so, looked at whenever a leg has something to say; raises Expired.
+        (To look where it is said is cheaper than to wake who waits for nothing.)"""
+        if self._expired is None and not is_so():
+            await self._poked(is_so)
         if self._expired is not None:
             raise self._expired
+
+    async def changed(self) -> None:
+        """Wait until something has happened, whatever; raises Expired."""
+        if self._expired is None:
+            await self._poked(_always)
+        if self._expired is not None:
+            raise self._expired
+
+    def _poked(self, is_awaited: Callable[[], bool]) -> asyncio.Future[None]:
+        self._is_awaited = is_awaited
+        self._waiter = waiter = self._wire.loop.create_future()
+        return waiter
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -312,8 +340,7 @@ class Exchange:
             leg.flow_into(passing.take)
             if not stream.is_paused:
                 leg.resume()
-            while not leg.is_over:
-                await self.changed()
+            await self.until(lambda: leg.is_over)
         rejection = leg.rejection
         is_missing = not leg.is_done or passing.has_failed  # behind [DONE] nothing is
         if leg.failure is not None and is_missing:

@@ -14,7 +14,7 @@ from baton.core.clock import Clock
 from baton.core.request import MAX_BOOTSTRAP_ROOM
 from baton.obs.logs import EventLog
 from baton.router.admission import Admission
-from baton.router.breaker import Outcome
+from baton.router.breaker import SUCCESS, Outcome
 from baton.router.config import RouterConfig, WorkerRole, WorkerSpec
 from baton.router.errors import LegBroken, LegFailure, LegRefused, LegRejected, NoWorker, stage_of
 from baton.router.health import HealthMonitor, log_drain, log_move
@@ -26,6 +26,7 @@ from baton.router.policies import UNKNOWN_REQUEST, RoutedRequest
 from baton.router.workers import Drainer, Phase, Worker, WorkerPool
 
 _log = EventLog("baton.router")
+_PREFILL, _DECODE = WorkerRole.PREFILL, WorkerRole.DECODE
 _ROOM_BITS = MAX_BOOTSTRAP_ROOM.bit_length()
 
 FLEET_FIELDS = (
@@ -190,7 +191,7 @@ class Fleet:
     def leg_ended(self, leg: Leg) -> None:
         """How it ended is what the worker's breaker is told."""
         visit, outcome, now_s = leg.visit, _outcome_of(leg), self._clock.now_s()
-        if visit.role is WorkerRole.PREFILL and outcome is Outcome.SUCCESS:
+        if outcome is SUCCESS and visit.role is _PREFILL:
             self._note_prefilled(leg, now_s)
         self.pool.end(leg.worker)
         self.placement.end(visit, outcome, now_s)
@@ -208,7 +209,7 @@ class Fleet:
         """A stream has begun: its prompt is computed, and decode has taken over."""
         now_s = self._clock.now_s()
         self.placement.note_answering(visit, now_s)
-        if visit.role is WorkerRole.DECODE:
+        if visit.role is _DECODE:
             self.placement.note_taken_over(visit, now_s)
         else:
             self.placement.note_computed(visit, now_s)
@@ -283,4 +284,4 @@ def _outcome_of(leg: Leg) -> Outcome:
         return leg.failure.outcome
     if not leg.is_whole:
         return Outcome.NO_VERDICT
-    return leg.visit.verdict or Outcome.SUCCESS
+    return leg.visit.verdict or SUCCESS

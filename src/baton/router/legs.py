@@ -328,10 +328,12 @@ class Wire:
         self._legs: set[Leg] = set()
         self._drains: Deadlines[Leg] = Deadlines(drain_limit_s, Leg.abort)
         self._pool: UpstreamPool
+        self.loop: asyncio.AbstractEventLoop
 
     def attach(self, pool: UpstreamPool) -> None:
         """A pool belongs to a running event loop, so it comes later."""
         self._pool = pool
+        self.loop = pool.loop
         self._look_every(self._stall_limit_s / NUM_LOOKS, self._look_for_stalls)
         self._look_every(SILENCE_S / _NUM_SILENCE_LOOKS, self._look_for_silence)
 

@@ -42,8 +42,8 @@ async def serve_on_pair(
     decode_leg = wire.start_answer(decode, request, generation.route, body, lines, poke)
     prefill_leg.may_move = decode_leg.may_move = exchange.may_retry
     try:
-        while not _can_answer(prefill_leg, decode_leg, merges):
-            await exchange.changed()
+        await exchange.until(lambda: _is_settled(prefill_leg, decode_leg, merges))
+        _raise_what_failed(prefill_leg, decode_leg, merges)
         if decode_leg.is_stream:
             decode_leg.visit.computed_s = prefill_leg.visit.computed_s
             fleet.note_first_byte(decode_leg.visit)
@@ -60,15 +60,19 @@ async def serve_on_pair(
     return response
 
 
-def _can_answer(prefill: PrefillLeg, decode: AnswerLeg, merges: bool) -> bool:
-    """Whether the client's answer can begin; raises the failure that makes it impossible."""
+def _is_settled(prefill: PrefillLeg, decode: AnswerLeg, merges: bool) -> bool:
+    """Whether the client's answer can begin, or never will."""
+    if decode.has_answer and (prefill.is_over if merges else prefill.was_sent):
+        return True
+    return decode.failure is not None or prefill.failure is not None
+
+
+def _raise_what_failed(prefill: PrefillLeg, decode: AnswerLeg, merges: bool) -> None:
+    """Raise the failure that makes the client's answer impossible, if there is one."""
     if decode.failure is not None and (merges or not decode.has_answer):
         raise _root_cause(prefill.failure, decode.failure)
-    if decode.has_answer and prefill.was_sent and not merges:
-        return True
-    if prefill.failure is not None:
+    if prefill.failure is not None and (merges or not (decode.has_answer and prefill.was_sent)):
         raise prefill.failure
-    return decode.has_answer and prefill.is_over
 
 
 def _root_cause(prefill: LegFailure | None, decode: LegFailure) -> LegFailure:

@@ -32,6 +32,9 @@ SHORTEST_HANDOVER_S = 0.0001
 HALF_MODES = ("prefill", "decode")
 """What workers of a pair say as their `disaggregation_mode`."""
 
+_PREFILL, _DECODE, _REGULAR = WorkerRole.PREFILL, WorkerRole.DECODE, WorkerRole.REGULAR
+"""To ask the enumeration for a member costs a call, in Python before 3.12."""
+
 _log = EventLog("baton.router")
 
 
@@ -62,13 +65,13 @@ class Placement:
                 Roster(),
                 PrefixIndex(config.cache.max_hashes),
                 self.speeds,
-                has_streams=role is WorkerRole.REGULAR,
+                has_streams=role is _REGULAR,
             )
             for role in WorkerRole
         }
         self.breakers = Breakers(config.breaker, self._on_admitted, self._on_breaker_move)
         self._takes_pairs = config.pd_disaggregation
-        self._unified = self.states[WorkerRole.REGULAR]
+        self._unified = self.states[_REGULAR]
         self._splitter = Splitter(config.split)
         self._workers: dict[str, Worker] = {}
         self._pids: dict[str, int] = {}
@@ -80,7 +83,7 @@ class Placement:
         self._policies = {
             role: make_policy(
                 config.policy_for(role),
-                computes=role is not WorkerRole.DECODE,
+                computes=role is not _DECODE,
                 cache=config.cache,
             )
             for role in WorkerRole
@@ -94,7 +97,7 @@ class Placement:
         )
         self._asks_for_sessions = any(
             config.policy_for(role) is PolicyName.CONSISTENT_HASH
-            for role in (*config.roles, WorkerRole.REGULAR)
+            for role in (*config.roles, _REGULAR)
         )
         self._asks_for_shapes = any(
             config.policy_for(role) not in (PolicyName.RANDOM, PolicyName.ROUND_ROBIN)
@@ -104,8 +107,7 @@ class Placement:
             config.policy_for(role) is PolicyName.SLO_AWARE for role in config.roles
         )
         self._chooses_pairs = all(
-            config.policy_for(role) is PolicyName.SLO_AWARE
-            for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
+            config.policy_for(role) is PolicyName.SLO_AWARE for role in (_PREFILL, _DECODE)
         )
 
     def follow(self, worker: Worker, is_known: bool) -> None:
@@ -192,7 +194,7 @@ class Placement:
         is_mixed = self._is_mixed
         whole = None
         if is_mixed or not self._takes_pairs:
-            whole = self._choose(WorkerRole.REGULAR, request, tried)
+            whole = self._choose(_REGULAR, request, tried)
         if not self._takes_pairs:
             return None if whole is None else self._plan_whole(whole)
         pair = self._choose_pair(request, tried)
@@ -220,14 +222,14 @@ class Placement:
 
     def begin(self, worker: Worker, request: RoutedRequest, now_s: float) -> Visit:
         """A request goes there now; `end` must follow exactly once."""
-        id_, role, hashes = worker.id, worker.role, request.prefix_hashes
+        id_, role, hashes = worker.id, worker.spec.role, request.prefix_hashes
         state, is_known = self.states[role], id_ in self._workers
         num_uncached = request.num_uncached(state.prefixes.num_hits(hashes, id_) if hashes else 0)
         visit = Visit(
-            worker_id=id_,
-            role=role,
-            num_tokens=num_uncached if role is WorkerRole.PREFILL else request.num_tokens,
-            num_pending=0 if role is WorkerRole.DECODE else num_uncached,
+            id_,
+            role,
+            num_tokens=num_uncached if role is _PREFILL else request.num_tokens,
+            num_pending=0 if role is _DECODE else num_uncached,
             num_ahead=num_pending(state, id_) if is_known else 0,
             epoch=self.breakers.admit(id_, now_s) if is_known else -1,
             began_s=now_s,
@@ -242,7 +244,7 @@ class Placement:
         """The request has left its worker."""
         assert not visit.is_over, f"a visit to {visit.worker_id} ended twice"
         visit.is_over = True
-        self._roster(visit.role).end(visit.worker_id, visit.num_tokens, visit.num_pending)
+        self.states[visit.role].roster.end(visit.worker_id, visit.num_tokens, visit.num_pending)
         self.breakers.report(visit.worker_id, visit.epoch, outcome, now_s)
 
     def note_answering(self, visit: Visit, now_s: float) -> None:
@@ -295,20 +297,20 @@ class Placement:
     def _choose_pair(
         self, request: RoutedRequest, tried: Collection[str]
     ) -> tuple[Choice, Choice] | None:
-        prefills, decodes = self.states[WorkerRole.PREFILL], self.states[WorkerRole.DECODE]
+        prefills, decodes = self.states[_PREFILL], self.states[_DECODE]
         if self._chooses_pairs:
             found = choose_pair(request, prefills, decodes, self._draw, tried)
             if found is None:
                 return None
             return Choice(found.prefill_id, "soonest"), Choice(found.decode_id, "soonest")
-        prefill = self._choose(WorkerRole.PREFILL, request, tried)
-        decode = self._choose(WorkerRole.DECODE, request, tried)
+        prefill = self._choose(_PREFILL, request, tried)
+        decode = self._choose(_DECODE, request, tried)
         return None if prefill is None or decode is None else (prefill, decode)
 
     def _whole_cost(self, request: RoutedRequest, choice: Choice | None) -> WholeCost | None:
         if choice is None:
             return None
-        state = self.states[WorkerRole.REGULAR]
+        state = self.states[_REGULAR]
         num_computed = request.num_uncached(self._num_hits(request, choice))
         compute_s = num_computed / self.speeds.prefill.of(choice.worker_id)
         return WholeCost(
@@ -320,7 +322,7 @@ class Placement:
     def _num_hits(self, request: RoutedRequest, choice: Choice | None) -> int:
         if choice is None:
             return 0
-        prefixes = self.states[WorkerRole.REGULAR].prefixes
+        prefixes = self.states[_REGULAR].prefixes
         return prefixes.num_hits(request.prefix_hashes, choice.worker_id)
 
     def _pair_cost(
@@ -330,8 +332,8 @@ class Placement:
             return None
         prefill_id, decode_id = (choice.worker_id for choice in pair)
         return PairCost(
-            prefill_s=prefill_s(request, self.states[WorkerRole.PREFILL], prefill_id),
-            handover_s=handover_s(request, self.states[WorkerRole.DECODE], decode_id, prefill_id),
+            prefill_s=prefill_s(request, self.states[_PREFILL], prefill_id),
+            handover_s=handover_s(request, self.states[_DECODE], decode_id, prefill_id),
         )
 
     def _taken(self, choice: Choice, role: WorkerRole) -> Worker:
@@ -339,13 +341,13 @@ class Placement:
         return self._workers[choice.worker_id]
 
     def _plan_whole(self, whole: Choice, why: SplitReason | None = None) -> Plan:
-        return Plan([self._taken(whole, WorkerRole.REGULAR)], (whole.reason,), why)
+        return Plan([self._taken(whole, _REGULAR)], (whole.reason,), why)
 
     def _plan_pair(self, pair: tuple[Choice, Choice], why: SplitReason | None = None) -> Plan:
         prefill, decode = pair
         workers = [
-            self._taken(prefill, WorkerRole.PREFILL),
-            self._taken(decode, WorkerRole.DECODE),
+            self._taken(prefill, _PREFILL),
+            self._taken(decode, _DECODE),
         ]
         return Plan(workers, (prefill.reason, decode.reason), why)
 
@@ -365,7 +367,7 @@ class Placement:
     def _is_half(self, worker: Worker) -> bool:
         """A worker that joined a pool of pairs as a unified one, and says that it is one of a pair:
         it would refuse every whole request."""
-        if worker.role is not WorkerRole.REGULAR or not self._takes_pairs:
+        if worker.role is not _REGULAR or not self._takes_pairs:
             return False
         mode = worker.facts.metadata.get("disaggregation_mode") if worker.facts else None
         return mode in HALF_MODES

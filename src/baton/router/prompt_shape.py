@@ -37,10 +37,19 @@ SESSION_HEADER = "x-smg-routing-key"
 _GLANCE_BYTES = 64
 
 _SALTS = ("model", "lora_path", "cache_salt", "extra_key")
+
+
+class _Parameters(msgspec.Struct):
+    """What is read of SGLang's `sampling_params`."""
+
+    max_new_tokens: int | None = None
+
+
 _TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 _decode_ids = msgspec.json.Decoder(list[_TokenId]).decode
 _decode_prompts = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_any = msgspec.json.Decoder().decode
+_decode_parameters = msgspec.json.Decoder(_Parameters).decode
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,14 +155,20 @@ def _token_ids(prompt: bytes) -> list[int] | None:
 def _num_new_tokens(fields: Fields) -> int:
     asked = None
     for name in ("max_completion_tokens", "max_tokens"):
-        asked = asked if asked is not None else _whole(fields.get(name))
-    parameters = _object(fields.get("sampling_params"))
-    if asked is None and parameters is not None:
-        given = parameters.get("max_new_tokens")
-        asked = given if isinstance(given, int) and not isinstance(given, bool) else None
+        if asked is None and name in fields:
+            asked = _whole(fields[name])
+    if asked is None and "sampling_params" in fields:
+        asked = _max_new_tokens(fields["sampling_params"])
     if asked is None:
         return ASSUMED_NEW_TOKENS
     return max(0, min(asked, MAX_ASSUMED_NEW_TOKENS))
+
+
+def _max_new_tokens(raw: msgspec.Raw) -> int | None:
+    try:
+        return _decode_parameters(raw).max_new_tokens
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def _session_key(fields: Fields, headers: Mapping[str, str]) -> str | None:
@@ -200,11 +215,6 @@ def _whole(raw: msgspec.Raw | None) -> int | None:
         return None
     found = _parsed(raw)
     return found if isinstance(found, int) else None
-
-
-def _object(raw: msgspec.Raw | None) -> dict[str, Any] | None:
-    found = _parsed(raw) if raw is not None and bytes(memoryview(raw)[:1]) == b"{" else None
-    return found if isinstance(found, dict) else None
 
 
 def _parsed(raw: msgspec.Raw | None) -> Any:

@@ -144,10 +144,15 @@ def _num_prompts(raw: msgspec.Raw | None, depth_of_ids: int) -> int | None:
     A prompt is a text, or numbers nested `depth_of_ids` lists deep. What is neither is left for
     the worker to refuse.
     """
-    beginning = _BEGINNING.match(memoryview(raw or b""))
+    if raw is None:
+        return None
+    text = memoryview(raw)
+    if bytes(text[:1]) == b'"':
+        return None
+    beginning = _BEGINNING.match(text)
     assert beginning is not None, "it matches everything"
     depth, leaf = beginning["lists"].count(b"["), beginning["leaf"]
-    if raw is None or depth == 0 or leaf == b"]":
+    if depth == 0 or leaf == b"]":
         return None
     is_batch = leaf == b'"' or depth > depth_of_ids
     return len(_decode_items(raw)) if is_batch else None

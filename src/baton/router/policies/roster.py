@@ -1,8 +1,8 @@
 """The workers of one role that may take requests now, and how loaded each is.
 
 Invariant: a worker's load is the sum of what this router has there and of what others were last
-reported to have; every structure here is kept up with each change, so that no choice has to look at
-all workers.
+reported to have; every structure here is kept up with what has changed since the choice before, so
+that no choice has to look at all workers.
 Elsewhere: who may take requests (workers.py, breaker.py), choosing (the other files here).
 """
 
@@ -69,6 +69,7 @@ class Roster:
         self._usable: list[Load] = []
         self._by_load = OrderedIds()
         self._by_turn = OrderedIds()
+        self._moved: dict[str, Load] = {}
         self._num_uses = 0
         self.ring = HashRing()
 
@@ -106,14 +107,14 @@ class Roster:
         if is_usable:
             load.place = len(self._usable)
             self._usable.append(load)
-            self._order(load)
-            self._by_turn.put(worker_id, load.last_use)
+            self._moved[worker_id] = load
             return
         last = self._usable.pop()
         if last is not load:
             self._usable[load.place] = last
             last.place = load.place
         load.place = -1
+        self._moved.pop(worker_id, None)
         self._by_load.discard(worker_id)
         self._by_turn.discard(worker_id)
 
@@ -127,8 +128,7 @@ class Roster:
         load.num_tokens += num_tokens
         load.num_pending += num_pending
         if load.place >= 0:
-            self._order(load)
-            self._by_turn.put(worker_id, load.last_use)
+            self._moved[worker_id] = load
 
     def note_computed(self, worker_id: str, num_pending: int) -> None:
         """So many tokens of a running request's prompt are pending no more."""
@@ -146,7 +146,7 @@ class Roster:
         assert load.num_requests >= 0, f"{worker_id} has no request to end"
         assert load.num_tokens >= 0, f"{worker_id} has fewer tokens than end"
         if load.place >= 0:
-            self._order(load)
+            self._moved[worker_id] = load
 
     def report(self, worker_id: str, num_requests: int | None, num_tokens: int) -> None:
         """What the worker said that it has in all, now; requests None where it does not say."""
@@ -155,22 +155,26 @@ class Roster:
         has_others = num_requests is None or load.foreign_requests > 0
         load.foreign_tokens = max(0, num_tokens - load.num_tokens) if has_others else 0
         if load.place >= 0:
-            self._order(load)
+            self._moved[worker_id] = load
 
     def forget_report(self, worker_id: str) -> None:
         """The worker went away: what it said before means nothing."""
         load = self._loads[worker_id]
         load.foreign_requests = load.foreign_tokens = 0
         if load.place >= 0:
-            self._order(load)
+            self._moved[worker_id] = load
 
     def least_loaded(self, excluded: Collection[str] = ()) -> str | None:
+        if self._moved:
+            self._order()
         return self._by_load.first(excluded)
 
     def least_loaded_few(self, num: int, excluded: Collection[str] = ()) -> list[str]:
+        self._order()
         return self._by_load.first_few(num, excluded)
 
     def longest_unused(self, excluded: Collection[str] = ()) -> str | None:
+        self._order()
         return self._by_turn.first(excluded)
 
     def sample(self, draw: random.Random, excluded: Collection[str] = ()) -> Load | None:
@@ -185,12 +189,19 @@ class Roster:
         rest = [load for load in usable if load.worker_id not in excluded]
         return rest[int(draw.random() * len(rest))] if rest else None
 
-    def _order(self, load: Load) -> None:
-        self._by_load.put(load.worker_id, (load.weight, load.last_use))
+    def _order(self) -> None:
+        """Put those whose load has changed where they belong: once for all that happened between
+        two choices."""
+        for worker_id, load in self._moved.items():
+            self._by_load.put(worker_id, (load.weight, load.last_use))
+            self._by_turn.put(worker_id, load.last_use)
+        self._moved.clear()
 
     def check_invariants(self) -> None:
         assert [load.place for load in self._usable] == list(range(len(self._usable)))
         assert sum(load.place >= 0 for load in self._loads.values()) == len(self._usable)
+        assert all(load.place >= 0 for load in self._moved.values())
+        self._order()
         assert len(self._by_load) == len(self._by_turn) == len(self._usable)
         for load in self._loads.values():
             assert load.num_requests >= 0
