@@ -45,6 +45,7 @@ KNOWN: Final = {
 }
 
 _QUANTITIES: Final = {
+    "TTFT mean": ("ms", "latencies.ttft_ms.mean"),
     "TTFT p50": ("ms", "latencies.ttft_ms.p50"),
     "TTFT p99": ("ms", "latencies.ttft_ms.p99"),
     "ITL p50": ("ms", "latencies.itl_ms.p50"),
@@ -59,6 +60,7 @@ _QUANTITIES: Final = {
     "sustained": ("sessions", "sustained_sessions"),
     "failed": ("requests", "requests.failed"),
     "server": ("cores", "cpu.server_cores"),
+    "utilization": ("share", "cpu.server_share"),
     "others": ("cores", "cpu.other_cores"),
 }
 """What is shown of each server: unit, and where a ServeReport has it."""
