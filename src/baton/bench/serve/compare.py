@@ -40,6 +40,7 @@ KNOWN: Final = {
         Candidate("llama.cpp", "llama.cpp", "llama.cpp.sh"),
         Candidate("vllm-512", "vllm", "vllm.sh", ("512",)),
         Candidate("vllm-128", "vllm", "vllm.sh", ("128",)),
+        Candidate("vllm-pd", "vllm", "vllm-pd.sh"),
         Candidate("openvino", "vllm", "openvino.sh", ("128",)),
     )
 }

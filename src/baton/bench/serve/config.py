@@ -265,6 +265,14 @@ class SuiteConfig:
     suite_trace_speed: float = field(
         default=1.0, metadata={"help": "traces: times as many requests per second"}
     )
+    suite_attainment: float = field(
+        default=0.9,
+        metadata={
+            "help": "sessions: share of requests that has to meet each limit",
+            "minimum": 0.01,
+            "maximum": 1,
+        },
+    )
     suite_streams: int = field(
         default=4, metadata={"help": "interference: streams that run", "minimum": 1}
     )

@@ -100,7 +100,7 @@ def plan_suite(
         _steady(config, questions, limits),
         _saturated(config, questions, limits),
         *(_trace(path, config, dataset, limits) for path in config.suite_traces),
-        _sessions(questions, limits),
+        _sessions(config, questions, limits),
         _interference(config, dataset),
     ]
     return _chosen(config.suite_loads, [_apart(each, at) for at, each in enumerate(loads)])
@@ -172,17 +172,19 @@ def _trace(
     )
 
 
-def _sessions(questions: DatasetConfig, limits: LimitsConfig) -> SuiteLoad:
+def _sessions(config: SuiteConfig, questions: DatasetConfig, limits: LimitsConfig) -> SuiteLoad:
     return SuiteLoad(
         SESSIONS,
         f"questions of ShareGPT, {questions.sharegpt_output_len} tokens each, each client's next"
         " when its last is answered; as many clients as can be with"
-        f" {' and '.join(limits.goodput)} ms, for a share of {limits.attainment:g} of the requests",
+        f" {' and '.join(limits.goodput)} ms, each kept by {config.suite_attainment:.0%} of the"
+        " requests",
         questions,
         LoadConfig(),
         replace(
             limits,
             find_sessions=True,
+            attainment=config.suite_attainment,
             first_sessions=_FIRST_SESSIONS,
             requests_per_session=_REQUESTS_PER_SESSION,
             requests_per_step=_REQUESTS_PER_STEP,

@@ -92,10 +92,10 @@ def test_limits_are_those_of_the_goal_unless_given() -> None:
     assert by_name["sessions"].limits.goodput == ("ttft:1000", "itl:100")
     assert by_name["sessions"].limits.find_sessions
     assert not by_name["steady"].limits.find_sessions
-    limits = LimitsConfig(goodput=("e2el:5",), attainment=0.9)
-    sessions = plan_suite(SuiteConfig(suite="article"), DatasetConfig(), limits)[2]
+    config = SuiteConfig(suite="article", suite_attainment=0.95)
+    sessions = plan_suite(config, DatasetConfig(), LimitsConfig(goodput=("e2el:5",)))[2]
     assert sessions.limits.goodput == ("e2el:5",)
-    assert sessions.limits.attainment == 0.9
+    assert sessions.limits.attainment == 0.95
 
 
 @pytest.mark.parametrize(
