@@ -36,8 +36,8 @@ writes what it saw. Only the section *What bounds it* is written by hand.
 An article on serving with prefill and decode apart gives the figures in the column *goal*: they are
 its claims, not measured here. What is measured stands in the other columns: medians over the
 rounds, with the lowest and highest, both servers on the same processors with the same requests in
-the same sitting. *Measured* is the median of the rounds' own ratios. Of the other engines the one
-stands there that Baton compares worst with."""
+the same sitting. *Measured* is the median of the rounds' own ratios, above 1 where Baton is better.
+Of the other engines the one stands there that Baton compares worst with."""
 
 
 def hand_written(page: str) -> str:
@@ -122,8 +122,8 @@ def _measured(verdict: Verdict) -> str:
 
 
 _UNITS: Final = {
-    Measure.TIMES_LESS: " times shorter",
-    Measure.TIMES_MORE: " times",
+    Measure.TIMES_LESS: " x",
+    Measure.TIMES_MORE: " x",
     Measure.SHARE_LESS: " % lower",
     Measure.OWN_SHARE: " %",
 }
@@ -166,7 +166,7 @@ def _how(report: SuiteReport) -> str:
         f"    {shlex.join(report.command)}",
         "",
         f"Begun {report.started_at} on {machine.cpu}, {machine.cores} cores, {memory}, "
-        f"{machine.system}; {report.rounds} rounds, in each every server once, every other round"
+        f"{machine.system}; rounds: {report.rounds}, in each every server once, every other round"
         " backwards, started afresh, all loads one after another. Rounds and loads send different"
         " prompts, all servers the same. The client runs on the same cores. Every figure is"
         " defined in [benchmarking.md](benchmarking.md).",

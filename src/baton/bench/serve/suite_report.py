@@ -47,7 +47,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SuiteReport(msgspec.Struct, frozen=True, kw_only=True):
-    """`left_out` servers were not tried, and why; `is_stopped`: the user ended it."""
+    """`left_out` servers were not tried, and why; `is_stopped`: before its
+    end, by the user or whatever else."""
 
     benchmark: str = "suite"
     suite: str
@@ -70,7 +71,7 @@ class SuiteReport(msgspec.Struct, frozen=True, kw_only=True):
 
     def warnings(self) -> list[str]:
         """What is to be known before trusting the figures."""
-        lines = ["stopped by the user: rounds are missing"] if self.is_stopped else []
+        lines = ["stopped before its end: rounds are missing"] if self.is_stopped else []
         lines += [f"{name} was left out: {why}" for name, why in self.left_out.items()]
         for name, each in self.servers.items():
             if each.failure is not None:

@@ -275,12 +275,12 @@ def test_the_page_shows_what_is_measured_beside_the_goal() -> None:
     page = to_page(suite_report(), "", {})
     beside = rows(page, "## Beside the best other engine")
     assert beside[0][0] == "TTFT, mean, ms"
-    assert beside[0][4:] == ["2.00 (2.00 to 3.00) times shorter", "3.1 times shorter", "no"]
+    assert beside[0][4:] == ["2.00 (2.00 to 3.00) x", "3.1 times shorter", "no"]
     assert beside[2][3:] == [
         *["slow\\|one: 35 (30 to 40)", "37 (33 to 38) % lower"],
         *["latency 40 % lower", "no"],
     ]
-    assert beside[3][4:] == ["∞ (10.00 to ∞) times", "2.7 times as many", "yes"]
+    assert beside[3][4:] == ["∞ (10.00 to ∞) x", "2.7 times as many", "yes"]
     unified = rows(page, "## Beside Baton with prefill and decode in one engine")
     assert [row[-1] for row in unified] == ["no", "no", "yes", "no", "yes"]
     assert rows(page, "### steady")[0] == [
