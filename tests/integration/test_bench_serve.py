@@ -55,6 +55,51 @@ def test_every_dialect(
     assert (rates["tokens_per_arrival"] is None) == ("--disable-stream" in options)
 
 
+def test_background_streams_run_as_long_as_the_load(
+    server: Server, tiny_model: Path, tmp_path: Path
+) -> None:
+    options = ["--background-streams=2", "--background-output-len=20", "--max-concurrency=1"]
+    options += ["--random-output-len=1"]  # so that all gaps are the streams'
+    report = bench(server, tiny_model, tmp_path, *options)
+    assert report["requests"]["errors"] == {}
+    assert report["requests"]["planned"] >= NUM_SESSIONS  # and streams that came to their end
+    assert report["rates"]["total_output_tokens"] == NUM_SESSIONS
+    assert report["latencies"]["itl_ms"]["count"] > 0
+    assert report["latencies"]["ttft_ms"]["count"] == NUM_SESSIONS
+
+
+def test_a_suite_of_loads_on_a_worker(server: Server, tiny_model: Path, tmp_path: Path) -> None:
+    """All its loads at a tiny size, and the page of what they gave."""
+    questions, trace = tmp_path / "sharegpt.json", tmp_path / "azure.csv"
+    conversation = [("human", "who wrote this?"), ("gpt", "nobody did")]
+    rows = [{"conversations": [{"from": who, "value": text} for who, text in conversation]}] * 40
+    questions.write_text(json.dumps(rows))
+    times = [f"2023-11-16 18:15:{at % 60:02}.0000000,40,20" for at in range(100)]
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *times]))
+    saved, page = tmp_path / "suite.json", tmp_path / "page.md"
+    status = cli.main(
+        [
+            *["bench", "compare", "--suite", "article", "--rounds=1", f"--tokenizer={tiny_model}"],
+            *[f"--dataset-path={questions}", f"--suite-traces={trace}"],
+            *["--suite-burst=4", "--suite-rate=50", "--suite-seconds=0.1", "--suite-long-len=40"],
+            *["--suite-long-prompts=2", "--suite-streams=2", "--sharegpt-output-len=5"],
+            *["--token-id-range", "20", "250", "--max-sessions=2", "--goodput", "e2el:60000"],
+            *[f"--json={saved}", f"--markdown={page}"],
+            *["--servers", f"baton-pd=sglang@{server.url}", f"other=vllm@{server.url}"],
+        ]
+    )
+    assert status == 0
+    loads = json.loads(saved.read_bytes())["loads"]
+    assert list(loads) == ["steady", "saturated", "azure", "sessions", "interference"]
+    for name, load in loads.items():
+        for measured in load["servers"].values():
+            assert measured["errors"] == {}, name
+            assert measured["figures"]["failed"]["median"] == 0
+    for server_figures in loads["sessions"]["servers"].values():
+        assert server_figures["figures"]["sustained"]["median"] == 2
+    assert "| throughput, 1/s | saturated | baton-pd: " in page.read_text()
+
+
 def test_a_prompt_that_is_too_long_is_a_failure_with_the_servers_words(
     server: Server, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,41 +1,35 @@
 """The command line of `baton bench compare`.
 
-Elsewhere: one load (baton/bench/serve/bench_serve.py), the scripts that start the servers
-(benchmarks/peers/start).
+Elsewhere: one load (baton/bench/serve/bench_serve.py), several (bench_suite.py), the scripts that
+start the servers (benchmarks/peers/start).
 """
 
 import argparse
-import contextlib
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 from baton.bench.serve.config import (
     DatasetConfig,
     LimitsConfig,
     LoadConfig,
-    OutputConfig,
-    TargetConfig,
+    SuiteConfig,
 )
 from baton.core.errors import ConfigError
-from baton.launch.bench_serve import (
-    EXIT_INTERRUPTED,
-    check_folder,
-    load_tokenizer,
-    write_file,
-)
+from baton.launch.bench_round import ended_by_sigterm, require_scripts, running
+from baton.launch.bench_serve import EXIT_INTERRUPTED, check_folder, write_file
+from baton.launch.bench_suite import SuiteRun, run_suite, write_page
 from baton.launch.flags import add_flags, from_args
-from baton.obs.profile_config import ProfileConfig
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from baton.bench.serve.compare import Candidate, CompareReport, Rounds
     from baton.bench.serve.report import ServeReport
+    from baton.bench.serve.suite_report import SuiteReport
 
-_SCRIPTS: Final = Path("benchmarks/peers/start")
 _SEED_STEP: Final = 104_729
 _FILE_COLUMNS: Final = 140
 _EXAMPLES: Final = """\
@@ -43,8 +37,11 @@ examples:
   baton bench compare --servers baton-pd baton-unified --rounds 3 --request-rate 1
   baton bench compare --max-concurrency 8 --goodput ttft:1000 itl:100   all that are known
   baton bench compare --servers baton-pd mine=vllm@http://127.0.0.1:8001
+  baton bench compare --suite article --suite-traces TRACE.csv --json suite.json \\
+      --markdown docs/benchmarks.md
+  baton bench compare --from-json suite.json --markdown docs/benchmarks.md   nothing is measured
 
-known: baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, openvino; the scripts in
+known: baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, vllm-pd, openvino; the scripts in
 benchmarks/peers/start start them, where benchmarks/peers has installed them
 """
 
@@ -54,7 +51,8 @@ class CompareConfig:
     servers: tuple[str, ...] = field(
         default=(),
         metadata={
-            "help": "known names, or NAME=BACKEND@URL for one that runs (default: all known)",
+            "help": "known names, or NAME=BACKEND@URL for one that runs (default: all known; of a"
+            " suite those that are installed)",
             "metavar": "SERVER",
         },
     )
@@ -62,12 +60,27 @@ class CompareConfig:
     warmup_requests: int = field(
         default=2, metadata={"help": "requests before each load", "minimum": 0}
     )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "model whose tokenizer makes text (default: the embedded model's)"},
+    )
     start_timeout_s: float = field(
         default=300.0, metadata={"help": "how long a server may take to start"}
     )
     output_file: Path | None = field(
         default=None,
         metadata={"help": "write the report as JSON", "flags": ("--output-file", "--json")},
+    )
+    markdown: Path | None = field(
+        default=None,
+        metadata={
+            "help": "write a suite's page, its plots into the folder of that name beside it; what"
+            " stands by hand between its marks is kept"
+        },
+    )
+    from_json: Path | None = field(
+        default=None,
+        metadata={"help": "measure nothing: show a suite's saved report, for --markdown"},
     )
 
 
@@ -81,6 +94,7 @@ def add_compare_parser(benchmarks: "argparse._SubParsersAction[argparse.Argument
     )
     groups = {
         "what is compared": CompareConfig,
+        "several loads": SuiteConfig,
         "what is sent": DatasetConfig,
         "when it is sent": LoadConfig,
         "what is good enough": LimitsConfig,
@@ -93,19 +107,75 @@ def run_compare(flags: argparse.Namespace, argv: Sequence[str]) -> int:
     """Prints one page. 1 when a server failed, 130 when the user stopped it."""
     from rich.console import Console
 
+    console = Console(width=None if sys.stdout.isatty() else _FILE_COLUMNS)
+    config, suite = from_args(CompareConfig, flags), from_args(SuiteConfig, flags)
+    _check_page(config, suite)
+    if config.from_json is not None:
+        from baton.bench.serve.suite_report import read_suite_report
+
+        report = read_suite_report(config.from_json)
+        _show_suite(report, config, console)
+        return 0
+    if suite.suite is not None:
+        return _run_suite(flags, argv, console)
+    return _run_compare(flags, argv, console)
+
+
+def _run_compare(flags: argparse.Namespace, argv: Sequence[str], console: "Console") -> int:
     from baton.bench.serve.compare_table import print_comparison
 
     comparison = _Comparison.of(flags)
-    with _ended_by_sigterm():
+    with ended_by_sigterm():
         report = _compare(comparison, argv)
-    is_piped = not sys.stdout.isatty()
-    print_comparison(report, Console(width=_FILE_COLUMNS if is_piped else None))
+    print_comparison(report, console)
     output_file = comparison.config.output_file
     if output_file is not None:
         write_file("--output-file", output_file, report.to_json())
+    return _status(report)
+
+
+def _run_suite(flags: argparse.Namespace, argv: Sequence[str], console: "Console") -> int:
+    config = from_args(CompareConfig, flags)
+    run = SuiteRun.of(
+        from_args(SuiteConfig, flags),
+        from_args(DatasetConfig, flags),
+        from_args(LimitsConfig, flags),
+        servers=config.servers,
+        rounds=config.rounds,
+        warmup_requests=config.warmup_requests,
+        tokenizer=config.tokenizer,
+        start_timeout_s=config.start_timeout_s,
+        output_file=config.output_file,
+        argv=argv,
+    )
+    with ended_by_sigterm():
+        report = run_suite(run)
+    _show_suite(report, config, console)
+    if config.output_file is not None:
+        write_file("--output-file", config.output_file, report.to_json())
+    return _status(report)
+
+
+def _show_suite(report: "SuiteReport", config: CompareConfig, console: "Console") -> None:
+    from baton.bench.serve.compare_table import print_suite
+
+    print_suite(report, console)
+    if config.markdown is not None:
+        write_page(report, config.markdown)
+
+
+def _status(report: "CompareReport | SuiteReport") -> int:
     if report.is_stopped:
         return EXIT_INTERRUPTED
     return int(any(each.failure is not None for each in report.servers.values()))
+
+
+def _check_page(config: CompareConfig, suite: SuiteConfig) -> None:
+    """Raises ConfigError for what would be known only at the end."""
+    check_folder("--output-file", config.output_file)
+    check_folder("--markdown", config.markdown)
+    if config.markdown is not None and suite.suite is None and config.from_json is None:
+        raise ConfigError("--markdown is a suite's page; add --suite article, or --from-json FILE")
 
 
 @dataclass(frozen=True)
@@ -125,9 +195,8 @@ class _Comparison:
 
         config, limits = from_args(CompareConfig, flags), from_args(LimitsConfig, flags)
         candidates = parse_candidates(config.servers or tuple(KNOWN))
-        _require_scripts(candidates)
+        require_scripts(candidates)
         checked_limits(limits)
-        check_folder("--output-file", config.output_file)
         return cls(
             config,
             from_args(DatasetConfig, flags),
@@ -174,60 +243,15 @@ def _compare(comparison: _Comparison, argv: Sequence[str]) -> "CompareReport":
 
 
 def _round(comparison: _Comparison, candidate: "Candidate", number: int) -> "ServeReport":
-    from baton.bench.serve.peer_server import started
-
-    if candidate.url is not None:
-        return _load(comparison, candidate, number, candidate.url, ())
-    assert candidate.script is not None
-    command = [str(_SCRIPTS / candidate.script), "PORT", *candidate.arguments]
-    with started(command, timeout_s=comparison.config.start_timeout_s) as (url, pid):
-        return _load(comparison, candidate, number, url, (pid,))
-
-
-def _load(
-    comparison: _Comparison, candidate: "Candidate", number: int, url: str, pids: tuple[int, ...]
-) -> "ServeReport":
-    import uvloop
-
-    from baton.bench.serve.bench_serve import ServeBench, bench_serve
-
     config, dataset = comparison.config, comparison.dataset
-    bench = ServeBench(
-        target=TargetConfig(
-            backend=candidate.backend, base_url=url, warmup_requests=config.warmup_requests
-        ),
-        dataset=replace(dataset, seed=dataset.seed + number * _SEED_STEP),
-        load=comparison.load,
-        limits=comparison.limits,
-        output=OutputConfig(server_pid=pids),
-        profile=ProfileConfig(),
-        command=(),
-        load_tokenizer=lambda: load_tokenizer(None),
-    )
-    return uvloop.run(bench_serve(bench)).report
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM leaves as an exception does, so that a server that was started is ended, too."""
-
-    def leave(number: int, _frame: object) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _require_scripts(candidates: "Sequence[Candidate]") -> None:
-    for each in candidates:
-        if each.script is not None and not os.access(_SCRIPTS / each.script, os.X_OK):
-            raise ConfigError(
-                f"--servers {each.name}: {_SCRIPTS / each.script} is not here; run from Baton's"
-                " repository"
-            )
+    with running(candidate, start_timeout_s=config.start_timeout_s) as server:
+        return server.load(
+            replace(dataset, seed=dataset.seed + number * _SEED_STEP),
+            comparison.load,
+            comparison.limits,
+            warmup_requests=config.warmup_requests,
+            tokenizer=config.tokenizer,
+        )
 
 
 def _tell(rounds: "Rounds", number: int) -> None:

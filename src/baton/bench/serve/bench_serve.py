@@ -17,6 +17,7 @@ import msgspec
 from baton.bench.machine import Machine, OtherLoad, describe_machine
 from baton.bench.serve.arrival import plan_arrivals
 from baton.bench.serve.backends import Backend, History, make_backend
+from baton.bench.serve.background import Background, background_sessions
 from baton.bench.serve.config import (
     DatasetConfig,
     LimitsConfig,
@@ -25,12 +26,13 @@ from baton.bench.serve.config import (
     TargetConfig,
 )
 from baton.bench.serve.cpu_use import CpuMeter, CpuUse, require_processes
-from baton.bench.serve.datasets import LoadTokenizer, make_dataset
-from baton.bench.serve.exchange import Sender
+from baton.bench.serve.datasets import LoadTokenizer, as_text, make_dataset
+from baton.bench.serve.exchange import OnArrival, Sender
 from baton.bench.serve.http_client import HttpClient
 from baton.bench.serve.live import Live, terminal
 from baton.bench.serve.load import Load, Plan, draw_pauses
 from baton.bench.serve.metrics import (
+    Latencies,
     Limit,
     attainment,
     errors,
@@ -72,13 +74,27 @@ class ServeBench:
 
 @dataclass(frozen=True)
 class _Run:
-    """One load that has ended. `is_stopped`: by Ctrl-C; then `records` are of what had ended."""
+    """One load that has ended. `is_stopped`: by Ctrl-C; then `records` are of what had ended.
+    `background`: of the streams beside it, None where there were none."""
 
     dataset: Dataset
     records: list[Record]
     cpu: CpuUse
     is_stopped: bool
     wakes_ms: list[float]
+    background: Background | None
+
+    def latencies(self) -> Latencies:
+        """ITL is the background's where there is one: what the load does to it is the question."""
+        found = latencies(self.records)
+        if self.background is None:
+            return found
+        itl_ms = summarize([gap_s * 1e3 for gap_s in self.background.gaps_s()])
+        return msgspec.structs.replace(found, itl_ms=itl_ms)
+
+    def requests(self) -> Requests:
+        background = self.background.ended() if self.background is not None else []
+        return count_requests([*self.records, *background])
 
 
 @dataclass(frozen=True)
@@ -112,8 +128,8 @@ async def bench_serve(bench: ServeBench) -> Outcome:
         server=runner.server,
         settings=_settings(bench),
         dataset=_about(run.dataset),
-        requests=count_requests(run.records),
-        latencies=latencies(run.records),
+        requests=run.requests(),
+        latencies=run.latencies(),
         rates=rates(run.records),
         limits=limits,
         attainment=attainment(run.records, limits) if limits else None,
@@ -172,7 +188,8 @@ class _Runner:
             load.max_concurrency,
         )
         live = Live(title, plan.num_requests, stream=terminal(self._bench.output.disable_tqdm))
-        sender = self._sender(live)
+        sender = self._sender(live.on_arrival)
+        background = await self._background(load, dataset_config)
         wakes = WakeMeter()
         watching = [asyncio.create_task(each) for each in (live.show(), wakes.run())]
         meter = CpuMeter(self._bench.output.server_pid)
@@ -182,12 +199,14 @@ class _Runner:
                 is_stopped = await _was_stopped(load_run)
             cpu = meter.use()
         finally:
+            if background is not None:
+                await background.stop()
             for task in watching:
                 task.cancel()
             await asyncio.wait(watching)
         if self._profiling is not None:
             await self._profiling.stop()
-        return _Run(dataset, load_run.ended(), cpu, is_stopped, wakes.late_ms)
+        return _Run(dataset, load_run.ended(), cpu, is_stopped, wakes.late_ms, background)
 
     @property
     def trace(self) -> bytes | None:
@@ -197,13 +216,13 @@ class _Runner:
         """The run of the best step, or of the last where none was good; the most sessions; all
         steps."""
         wanted = self._bench.limits
-        search, steps = SessionSearch(wanted.max_sessions), list[Step]()
+        search = SessionSearch(wanted.max_sessions, wanted.first_sessions, wanted.session_precision)
+        steps = list[Step]()
         best: _Run | None = None
         last: _Run | None = None
         while (number := search.next_number()) is not None:
-            config = _for_sessions(
-                self._bench.dataset, number * wanted.requests_per_session, len(steps)
-            )
+            num_requests = max(number * wanted.requests_per_session, wanted.requests_per_step)
+            config = _for_sessions(self._bench.dataset, num_requests, len(steps))
             load = replace(self._bench.load, request_rate=float("inf"), max_concurrency=number)
             last = await self.run(f"{number} sessions", config, load)
             if last.is_stopped:
@@ -232,13 +251,25 @@ class _Runner:
             await flush_cache(self._client, self._bench.target.url())
         self._is_warm = True
 
-    def _sender(self, live: Live | None) -> Sender:
+    async def _background(self, load: LoadConfig, dataset: DatasetConfig) -> Background | None:
+        """With all its streams running. Raises ServerError when they do not."""
+        if not load.background_streams:
+            return None
+        sessions = background_sessions(load, dataset)
+        if not self._backend.takes_ids:
+            tokenizer = self._bench.load_tokenizer()
+            sessions = [as_text(each, tokenizer) for each in sessions]
+        background = Background(self._sender, sessions, load.background_streams)
+        await background.start()
+        return background
+
+    def _sender(self, on_arrival: OnArrival | None) -> Sender:
         return Sender(
             self._client,
             self._backend,
             timeout_s=self._bench.target.request_timeout_s,
             tokenizer=self._tokenizer,
-            on_arrival=live.on_arrival if live is not None else None,
+            on_arrival=on_arrival,
         )
 
 

@@ -40,11 +40,13 @@ KNOWN: Final = {
         Candidate("llama.cpp", "llama.cpp", "llama.cpp.sh"),
         Candidate("vllm-512", "vllm", "vllm.sh", ("512",)),
         Candidate("vllm-128", "vllm", "vllm.sh", ("128",)),
+        Candidate("vllm-pd", "vllm", "vllm-pd.sh"),
         Candidate("openvino", "vllm", "openvino.sh", ("128",)),
     )
 }
 
 _QUANTITIES: Final = {
+    "TTFT mean": ("ms", "latencies.ttft_ms.mean"),
     "TTFT p50": ("ms", "latencies.ttft_ms.p50"),
     "TTFT p99": ("ms", "latencies.ttft_ms.p99"),
     "ITL p50": ("ms", "latencies.itl_ms.p50"),
@@ -59,6 +61,7 @@ _QUANTITIES: Final = {
     "sustained": ("sessions", "sustained_sessions"),
     "failed": ("requests", "requests.failed"),
     "server": ("cores", "cpu.server_cores"),
+    "utilization": ("share", "cpu.server_share"),
     "others": ("cores", "cpu.other_cores"),
 }
 """What is shown of each server: unit, and where a ServeReport has it."""

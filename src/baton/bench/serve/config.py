@@ -27,6 +27,8 @@ DatasetName = Literal[
     "random", "random-ids", "sharegpt", "generated-shared-prefix", "azure", "mooncake"
 ]
 
+SuiteName = Literal["article"]
+
 
 @dataclass(frozen=True)
 class TargetConfig:
@@ -212,6 +214,18 @@ class LoadConfig:
         default=0.0,
         metadata={"help": "mean pause before every later turn of a session", "minimum": 0},
     )
+    background_streams: int = field(
+        default=0,
+        metadata={
+            "help": "keep this many streams of random tokens running beside what is sent; ITL is"
+            " then theirs",
+            "minimum": 0,
+        },
+    )
+    background_output_len: int = field(
+        default=1000,
+        metadata={"help": "tokens of such a stream; the next follows it", "minimum": 2},
+    )
 
     def __post_init__(self) -> None:
         require_positive("burstiness", self.burstiness)
@@ -219,6 +233,60 @@ class LoadConfig:
             raise ConfigError(
                 f"--request-rate {self.request_rate:g} is not above 0; give requests per second"
             )
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """Several loads, one after another, in place of one."""
+
+    suite: SuiteName | None = field(
+        default=None,
+        metadata={"help": "put the loads of this name on each server, one after another"},
+    )
+    suite_loads: tuple[str, ...] = field(
+        default=(), metadata={"help": "only these of its loads", "metavar": "LOAD"}
+    )
+    suite_burst: int = field(
+        default=64, metadata={"help": "saturated: requests, all at once", "minimum": 1}
+    )
+    suite_rate: float = field(
+        default=4.0, metadata={"help": "steady: requests per second, near what servers can take"}
+    )
+    suite_seconds: float = field(
+        default=20.0, metadata={"help": "steady, traces: how long requests arrive"}
+    )
+    suite_traces: tuple[Path, ...] = field(
+        default=(),
+        metadata={
+            "help": "a load of each: Azure's trace as .csv, Mooncake's as .jsonl",
+            "metavar": "FILE",
+        },
+    )
+    suite_trace_speed: float = field(
+        default=1.0, metadata={"help": "traces: times as many requests per second"}
+    )
+    suite_attainment: float = field(
+        default=0.9,
+        metadata={
+            "help": "sessions: share of requests that has to meet each limit",
+            "minimum": 0.01,
+            "maximum": 1,
+        },
+    )
+    suite_streams: int = field(
+        default=4, metadata={"help": "interference: streams that run", "minimum": 1}
+    )
+    suite_long_prompts: int = field(
+        default=8, metadata={"help": "interference: prompts that arrive meanwhile", "minimum": 1}
+    )
+    suite_long_len: int = field(
+        default=2000,
+        metadata={"help": "interference: tokens of the longest of them", "minimum": 4},
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("suite_rate", "suite_seconds", "suite_trace_speed"):
+            require_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -251,6 +319,20 @@ class LimitsConfig:
     requests_per_session: int = field(
         default=10,
         metadata={"help": "find-sessions: requests a place, in each step", "minimum": 1},
+    )
+    requests_per_step: int = field(
+        default=1,
+        metadata={"help": "find-sessions: requests of a step, at least", "minimum": 1},
+    )
+    first_sessions: int = field(
+        default=1, metadata={"help": "find-sessions: where to begin", "minimum": 1}
+    )
+    session_precision: int = field(
+        default=16,
+        metadata={
+            "help": "find-sessions: the search ends within this part of the answer",
+            "minimum": 1,
+        },
     )
 
 

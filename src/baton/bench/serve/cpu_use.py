@@ -28,6 +28,11 @@ class CpuUse(msgspec.Struct, frozen=True, kw_only=True):
     num_server_processes: int
     num_server_processes_ended: int
 
+    @property
+    def server_share(self) -> float | None:
+        """Of the machine's cores, how much the server kept busy."""
+        return None if self.server_cores is None else rounded(self.server_cores / self.cores)
+
 
 def require_processes(pids: Sequence[int]) -> None:
     """Raises ConfigError for a process that is not there."""

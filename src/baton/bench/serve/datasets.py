@@ -39,7 +39,7 @@ def make_dataset(
     if takes_ids and config.num_turns == 1:
         return made
     tokenizer = load_tokenizer()
-    return replace(made, sessions=tuple(_as_text(each, tokenizer) for each in made.sessions))
+    return replace(made, sessions=tuple(as_text(each, tokenizer) for each in made.sessions))
 
 
 def _fitting(made: Dataset, limit: int | None) -> Dataset:
@@ -52,13 +52,13 @@ def _fitting(made: Dataset, limit: int | None) -> Dataset:
     return replace(made, sessions=tuple(kept), num_left_out=num_left_out)
 
 
-def _as_text(session: Session, tokenizer: Tokenizer) -> Session:
+def as_text(session: Session, tokenizer: Tokenizer) -> Session:
     """Encoding the text again may give a few tokens more or fewer: the server's own count is what
     the report has."""
-    return Session(tuple(_turn_as_text(turn, tokenizer) for turn in session.turns), session.at_s)
+    return Session(tuple(_turnas_text(turn, tokenizer) for turn in session.turns), session.at_s)
 
 
-def _turn_as_text(turn: Turn, tokenizer: Tokenizer) -> Turn:
+def _turnas_text(turn: Turn, tokenizer: Tokenizer) -> Turn:
     if isinstance(turn.content, str):
         return turn
     return replace(turn, content=tokenizer.decode(turn.content))

@@ -1,29 +1,29 @@
 """How many sessions at a time a server sustains: which numbers to try, and when to stop.
 
 Doubling until limits are missed, then halving the gap between the most that was good and the fewest
-that was not, to within a sixteenth: repeated steps differ by more than that on most machines.
+that was not, to within a part of the answer.
 Elsewhere: running a step (bench_serve.py).
 """
 
 from dataclasses import dataclass, field
-from typing import Final
-
-_PRECISION: Final = 16
 
 
 @dataclass
 class SessionSearch:
-    """Pure. `best` is the most sessions that stayed within the limits, 0 for none."""
+    """Pure. Begins with `first`; done when the gap is one session, or `best / precision`. `best` is
+    the most sessions that stayed within the limits, 0 for none."""
 
     most: int
+    first: int = 1
+    precision: int = 16
     best: int = 0
     _fewest_bad: int | None = field(default=None, init=False)
 
     def next_number(self) -> int | None:
         """None when the search is over."""
         if self._fewest_bad is None:
-            return None if self.best >= self.most else min(max(1, self.best * 2), self.most)
-        if self._fewest_bad - self.best <= max(1, self.best // _PRECISION):
+            return None if self.best >= self.most else min(self.best * 2 or self.first, self.most)
+        if self._fewest_bad - self.best <= max(1, self.best // self.precision):
             return None
         return (self.best + self._fewest_bad) // 2
 
