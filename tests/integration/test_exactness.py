@@ -91,6 +91,10 @@ CONFIGURATIONS = {
         prefill=("--disaggregation-transfer-backend=shm", "--chunked-prefill-size=64"),
         decode=("--disaggregation-transfer-backend=shm", "--num-threads=1"),
     ),
+    "decode with whole requests beside handed-over ones, small steps, 16 clients": Configuration(
+        16,
+        decode=("--takes-whole-requests", "--step-target-ms=5", "--num-threads=2"),
+    ),
     "PD over tcp, no cache, decode with a small pool, 24 clients": Configuration(
         24,
         prefill=("--disaggregation-transfer-backend=tcp", NO_CACHE, "--num-threads=1"),

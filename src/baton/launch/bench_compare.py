@@ -44,8 +44,8 @@ examples:
   baton bench compare --max-concurrency 8 --goodput ttft:1000 itl:100   all that are known
   baton bench compare --servers baton-pd mine=vllm@http://127.0.0.1:8001
 
-known: baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, openvino; the scripts in
-benchmarks/peers/start start them, where benchmarks/peers has installed them
+known: baton-adaptive, baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, openvino; the
+scripts in benchmarks/peers/start start them, where benchmarks/peers has installed them
 """
 
 

@@ -9,7 +9,7 @@ Elsewhere: whose turn it is (admission.py), choosing workers (placement.py), who
 """
 
 from baton.obs.logs import EventLog
-from baton.router.config import RouterConfig, WorkerRole
+from baton.router.config import RouterConfig
 from baton.router.errors import LegFailure, LegRefused, NoWorker
 from baton.router.exchange import Exchange
 from baton.router.fleet import Fleet
@@ -193,7 +193,7 @@ class Dispatcher:
     async def _attempt(
         self, exchange: Exchange, request: RoutedRequest, workers: list[Worker]
     ) -> Response | ResponseStream:
-        if workers[0].role is WorkerRole.REGULAR:
+        if len(workers) == 1:
             return await self._serve_on_one(exchange, request, workers[0])
         prefill, decode = workers
         return await serve_on_pair(exchange, request, prefill, decode, self._fleet, self._wire)
@@ -209,6 +209,7 @@ class Dispatcher:
             generation.body,
             exchange.header_lines,
             exchange.poke,
+            is_alone=True,
         )
         leg.may_move = exchange.may_retry
         try:
