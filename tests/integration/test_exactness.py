@@ -334,7 +334,6 @@ def assert_it_was_that_configuration(
         num_read = counter(decode, "sglang:prompt_tokens")
         print(f"{num_read:g} prompt tokens read by decode")
         assert num_read > 0
-        assert num_transfers > 0
     elif configuration.unified is None:
         assert num_transfers >= len(answers)
     for each in fleet.workers:
