@@ -60,12 +60,14 @@ class Request:
 class Configuration:
     """Workers, and how many clients ask them at once. `pool_tokens` of the worker that decodes:
     too few for all clients, so that sequences give way to each other and are computed again;
-    requests that are longer are left out."""
+    requests that are longer are left out. `max_whole_tokens`: decode has prompts whole that are no
+    longer, while streams run."""
 
     num_clients: int
     unified: tuple[str, ...] | None = None
     prefill: tuple[str, ...] = ()
     decode: tuple[str, ...] = ()
+    max_whole_tokens: int | None = None
     has_cache: bool = True
     pool_tokens: int | None = None
     environ: dict[str, str] = field(default_factory=dict)
@@ -90,6 +92,11 @@ CONFIGURATIONS = {
         16,
         prefill=("--disaggregation-transfer-backend=shm", "--chunked-prefill-size=64"),
         decode=("--disaggregation-transfer-backend=shm", "--num-threads=1"),
+    ),
+    "decode with whole requests beside handed-over ones, small steps, 6 clients": Configuration(
+        6,
+        decode=("--takes-whole-requests", "--step-target-ms=5", "--num-threads=2"),
+        max_whole_tokens=60,
     ),
     "PD over tcp, no cache, decode with a small pool, 24 clients": Configuration(
         24,
@@ -224,7 +231,9 @@ def started(configuration: Configuration, folder: Path) -> Iterator[Fleet]:
             worker("prefill", None, folder, *configuration.prefill),
             worker("decode", None, folder, *configuration.decode, *small),
         ]
-        servers = [*workers, router(workers, folder)]
+        limit = configuration.max_whole_tokens
+        more = () if limit is None else (f"--max-whole-tokens={limit}",)
+        servers = [*workers, router(workers, folder, *more)]
     for each in workers:
         each.environ.update(configuration.environ)
     with running(*servers):
@@ -321,7 +330,11 @@ def assert_it_was_that_configuration(
     )
     assert num_preemptions > 0 or configuration.pool_tokens is None
     # A write for each part of a prompt that one step has computed.
-    if configuration.unified is None:
+    if configuration.max_whole_tokens is not None:
+        num_read = counter(decode, "sglang:prompt_tokens")
+        print(f"{num_read:g} prompt tokens read by decode")
+        assert num_read > 0
+    elif configuration.unified is None:
         assert num_transfers >= len(answers)
     for each in fleet.workers:
         wait_until(lambda each=each: each.num_blocks_in_use() == 0, f"{each.name} at rest")

@@ -32,7 +32,8 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What this worker can take. `capacity_tokens` is the size of the whole KV pool."""
+    """What this worker can take. `capacity_tokens` is the size of the whole KV pool.
+    `takes_whole_requests`: a decode worker, without a prefill leg, too."""
 
     role: Role
     context_length: int
@@ -40,6 +41,7 @@ class Limits:
     vocab_size: int
     max_choices: int
     max_samples: int
+    takes_whole_requests: bool = False
 
 
 def admit(
@@ -55,7 +57,7 @@ def admit(
     ids = _request_ids(spec, base_id, num_samples)
     shown_base_id = spec.resume.id if spec.resume else None
     shown_ids = ids if shown_base_id is None else _request_ids(spec, shown_base_id, num_samples)
-    pairings = _pairings(spec, limits.role, num_samples)
+    pairings = _pairings(spec, limits, num_samples)
     seen_of = seen_of_samples(spec, num_samples, limits.vocab_size)
     base_seed = _base_seed(spec, pairings[0], draw_seed)
     samples: list[Sample] = []
@@ -253,8 +255,9 @@ def check_request_id(request_id: str) -> None:
         )
 
 
-def _pairings(spec: GenerationSpec, role: Role, num_samples: int) -> list[Pairing | None]:
-    if role == "null":
+def _pairings(spec: GenerationSpec, limits: Limits, num_samples: int) -> list[Pairing | None]:
+    role, is_paired = limits.role, spec.bootstrap.bootstrap_room is not None
+    if role == "null" or (limits.takes_whole_requests and not is_paired):
         return [None] * num_samples
     prompt_of_sample = [index for index, prompt in enumerate(spec.prompts) for _ in range(prompt.n)]
     spread = _Spread(prompt_of_sample, len(spec.prompts))

@@ -90,6 +90,7 @@ async def server_info(request: web.Request) -> web.Response:
             "dp_size": 1,
             "disaggregation_mode": state.role,
             "disaggregation_bootstrap_port": state.bootstrap_port,
+            "takes_whole_requests": state.role == "null" or state.takes_whole_requests,
             "disaggregation_transfer_backends": ready.transfer_backends,
             "engine_id": ready.engine_id,
             "pid": os.getpid(),

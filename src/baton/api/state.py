@@ -58,7 +58,8 @@ class PrefillResolver(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerState:
-    """The parts of one worker's api process. `bootstrap_port` is set on prefill workers."""
+    """The parts of one worker's api process. `bootstrap_port` is set on prefill workers,
+    `takes_whole_requests` on decode workers that serve without one, too."""
 
     engine: EngineClient
     tokenizer: Tokenizer
@@ -68,6 +69,7 @@ class ServerState:
     resolve_prefill: PrefillResolver
     config: ApiConfig = field(default_factory=ApiConfig)
     bootstrap_port: int | None = None
+    takes_whole_requests: bool = False
     clock: Clock = field(default_factory=MonotonicClock)
 
 
@@ -109,6 +111,7 @@ class Service:
             vocab_size=ready.vocab_size,
             max_choices=self.state.config.max_choices,
             max_samples=self.state.config.max_samples,
+            takes_whole_requests=self.state.takes_whole_requests,
         )
 
     @property

@@ -54,6 +54,11 @@ class CoreSharing:
         self._last_threads = num_threads
         self._rested_s = 0.0
 
+    @property
+    def share(self) -> float:
+        """Of the time, while prompts are computed."""
+        return self._rules.share
+
     def wait_s(self, now_s: float, prompts_are_computed: bool) -> float:
         """Until the next step may begin; 0 if it is time."""
         return max(0.0, self._rested_s - now_s) if prompts_are_computed else 0.0

@@ -17,6 +17,7 @@ from baton.core.profile import ProfileNotes
 from baton.disagg.core_sharing import CoreSharing
 from baton.disagg.role import EngineRole
 from baton.engine.core import EngineCore
+from baton.engine.step_pace import StepPace
 from baton.ipc.engine_socket import EngineSocket
 from baton.ipc.peer_link import PeerEvent, PeerLink
 from baton.messages.engine import (
@@ -60,6 +61,7 @@ class EngineLoop:
         clock: Clock,
         link: PeerLink | None = None,
         sharing: CoreSharing | None = None,
+        step_target_s: float | None = None,
     ):
         self._core = core
         self._role = role
@@ -69,6 +71,8 @@ class EngineLoop:
         self._clock = clock
         self._link = link
         self._sharing = sharing
+        self._step_target_s = step_target_s
+        self._paces = {is_shared: StepPace() for is_shared in (False, True)}
         self._stats_due_s = 0.0
         self._was_busy = True
         self._is_running = True
@@ -111,10 +115,17 @@ class EngineLoop:
         self._send_stats_when_due()
 
     def _step(self) -> None:
+        is_shared = self._sharing is not None and self._role.prompts_are_computed
+        target_s = self._step_target_s
         if self._sharing is not None:
-            self._sharing.begin_step(self._role.prompts_are_computed)
+            self._sharing.begin_step(is_shared)
+            if is_shared and target_s is not None:
+                target_s *= self._sharing.share  # the rest counts, too
         began_s = self._clock.now_s()
-        self._made_progress = self._core.step()
+        if target_s is None:
+            self._made_progress = self._core.step()
+        else:
+            self._made_progress = self._core.step(self._paces[is_shared], target_s)
         ended_s = self._clock.now_s()
         limit_s = min((ended_s - began_s) * _DELIVERY_SHARE, _LONGEST_DELIVERY_S)
         self._delivery_limit_s = ended_s + limit_s

@@ -24,6 +24,13 @@ class EngineConfig:
     chunked_prefill_size: int = field(
         default=512, metadata={"help": "most tokens computed in one step"}
     )
+    step_target_ms: float | None = field(
+        default=None,
+        metadata={
+            "help": "read prompts in pieces beside running streams, so that a step takes about "
+            "this long (default: whatever --chunked-prefill-size takes)"
+        },
+    )
     context_length: int | None = field(
         default=None, metadata={"help": "longest sequence in tokens (default: the model's own)"}
     )
@@ -68,6 +75,10 @@ class EngineConfig:
             raise ConfigError(
                 f"--max-total-tokens {self.max_total_tokens} is less than one block of "
                 f"--page-size {self.page_size}; a useful pool holds some thousand tokens"
+            )
+        if self.step_target_ms is not None and not self.step_target_ms > 0.0:
+            raise ConfigError(
+                f"--step-target-ms {self.step_target_ms:g} is not above 0; 80 keeps streams smooth"
             )
         if not 0.0 < self.mem_fraction_static < 1.0:
             raise ConfigError(

@@ -6,6 +6,7 @@ and its blocks released. A prefill leg is held when its prompt is computed, unti
 Elsewhere: who runs (scheduler.py), the forward pass (runner.py), the process around it (launch/).
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from baton.engine.runner import ModelRunner, SpanLogits
 from baton.engine.sampler import NO_TOKEN, NextToken, Sampler
 from baton.engine.scheduler import ScheduledSpan, Scheduler, StepPlan
 from baton.engine.sequence import Sequence, SequenceState
+from baton.engine.step_pace import StepPace
 from baton.engine.step_record import StepTimes, record_step
 from baton.kernels import _native
 from baton.kvcache.block_pool import BlockPool
@@ -146,11 +148,12 @@ class EngineCore:
             self.scheduler.remove(sequence)
         self._finish(sequence, finish)
 
-    def step(self) -> bool:
+    def step(self, pace: StepPace | None = None, target_s: float = math.inf) -> bool:
         """Compute one plan. Outputs are collected for `take_outputs`. False: nothing can run until
-        somebody gives blocks back."""
+        somebody gives blocks back. Where `pace` is given, it says how much of prompts fits into a
+        step of `target_s` beside running streams, and is told what the step took."""
         started_s = self._clock.now_s()
-        plan = self.scheduler.schedule()
+        plan = self.scheduler.schedule(pace.rows_within(target_s) if pace is not None else None)
         scheduled_s = self._clock.now_s()
         self.counters.preemptions += len(plan.preempted)
         for sequence in plan.preempted:
@@ -189,6 +192,8 @@ class EngineCore:
         ended_s = self._clock.now_s()
         self.counters.steps += 1
         self.counters.step_seconds += ended_s - started_s
+        if pace is not None:
+            _note_pace(pace, plan, ended_s - started_s)
         if record is not None and self._profile is not None:
             record.end_s = ended_s
             self._profile.add_step(record)
@@ -425,3 +430,9 @@ class EngineCore:
         self._ended.add(timeline)
         if self._profile is not None:
             self._profile.add_request(timeline)
+
+
+def _note_pace(pace: StepPace, plan: StepPlan, seconds: float) -> None:
+    num_rows = sum(span.num_tokens for span in plan.spans)
+    if num_rows > len(plan.spans):
+        pace.note(num_rows, seconds)

@@ -1,7 +1,8 @@
 """Which sequences take part in the next step, and how many tokens of each.
 
 Continuous batching with chunked prefill: running sequences that decode get one token each, what is
-left of the step's token budget goes to prompts, in order of (priority, arrival). A sequence is
+left of the step's token budget goes to prompts, in order of (priority, arrival). Beside such
+sequences the budget may be smaller, so that their next token does not wait long. A sequence is
 admitted only when the pool has room for all its tokens so far, so a half-read prompt never waits
 for another one. When a decoding sequence finds no block, the last in line is preempted: its blocks
 go, and it is computed again later (recompute; by the exactness contract its text stays the same).
@@ -77,19 +78,27 @@ class Scheduler:
         queue.remove(sequence)
 
     def has_room_for(self, num_new_blocks: int, num_reserved_sequences: int) -> bool:
-        """May a hand-over reserve that many blocks now? Sequences preempted here go first, and one
-        block per running sequence stays free so that it is not preempted at its next step."""
-        if self._waiting:
+        """May a hand-over reserve that many blocks now? Sequences preempted here go first, those
+        that wait for their first step keep room for themselves, and one block per running sequence
+        stays free so that it is not preempted at its next step."""
+        if any(sequence.num_output_tokens > 0 for sequence in self._waiting):
             return False
-        if len(self._running) + num_reserved_sequences >= self._max_running:
+        num_here = len(self._running) + len(self._waiting)
+        if num_here + num_reserved_sequences >= self._max_running:
             return False
-        return self._pool.num_available >= num_new_blocks + len(self._running)
+        num_kept = sum(self._num_blocks_for(sequence.num_tokens) for sequence in self._waiting)
+        return self._pool.num_available >= num_new_blocks + num_kept + len(self._running)
 
-    def schedule(self) -> StepPlan:
-        """Decide one step. Blocks for everything in the plan are allocated on return."""
+    def schedule(self, max_tokens_beside_streams: int | None = None) -> StepPlan:
+        """Decide one step. Blocks for everything in the plan are allocated on return. Where
+        sequences decode, the step has at most so many tokens, but prompts never get less than a
+        block of it."""
         plan = StepPlan([], [], [])
         self._schedule_decodes(plan)
         budget = self._max_tokens - len(plan.spans)
+        if plan.spans and max_tokens_beside_streams is not None:
+            left = max(self._block_size, max_tokens_beside_streams - len(plan.spans))
+            budget = min(budget, left)
         for sequence in self._running:
             if budget > 0 and sequence.num_uncomputed_tokens > 1:
                 budget -= self._schedule_chunk(plan, sequence, budget)

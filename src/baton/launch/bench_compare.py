@@ -41,8 +41,8 @@ examples:
       --markdown docs/benchmarks.md
   baton bench compare --from-json suite.json --markdown docs/benchmarks.md   nothing is measured
 
-known: baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, vllm-pd, openvino; the scripts in
-benchmarks/peers/start start them, where benchmarks/peers has installed them
+known: baton-adaptive, baton-pd, baton-unified, llama.cpp, vllm-512, vllm-128, vllm-pd, openvino;
+the scripts in benchmarks/peers/start start them, where benchmarks/peers has installed them
 """
 
 

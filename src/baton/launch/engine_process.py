@@ -114,7 +114,9 @@ def _run(spec: EngineSpec, secret: str, api: EngineSocket) -> None:
     checksums = BlockChecksums(segment.view(), layout.block_bytes)
     role = _role(spec, core, layout, checksums, transports, link, engine_id, api, clock)
     sharing = _sharing(spec, model.kernels)
-    loop = EngineLoop(core, role, api, events, transports, clock, link, sharing)
+    target_ms = spec.engine.step_target_ms
+    target_s = None if target_ms is None else target_ms / 1000
+    loop = EngineLoop(core, role, api, events, transports, clock, link, sharing, target_s)
     api.send(loop.stats())
     api.send(
         EngineReady(

@@ -323,6 +323,14 @@ def _add_split(group: Any) -> None:
         help="longest that a whole prompt may stall the running streams of its worker; longer ones "
         "are split (default: %(default)g)",
     )
+    group.add_argument(
+        "--max-whole-tokens",
+        type=int,
+        default=rules.max_whole_tokens,
+        metavar="N",
+        help="longest uncached prompt that a decode worker on prefill's cores reads itself while "
+        "it has streams; longer ones are split (default: %(default)s)",
+    )
 
 
 def _add_breaker(group: Any) -> None:
@@ -539,6 +547,7 @@ def config_from(
             is_conditional=not args.always_split,
             margin=args.split_margin,
             max_stall_s=args.max_stall_ms / 1000,
+            max_whole_tokens=args.max_whole_tokens,
         ),
         breaker=_breaker_rules(args),
         waiting=WaitingRules(

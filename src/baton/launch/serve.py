@@ -91,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
     # Checked here too, so that a wrong option is told once and not by every worker.
     from_args(EngineConfig, args, environ=os.environ)
     options = from_args(WorkerOptions, args, environ=os.environ)
-    link_of(options.simulate_link)
+    if link_of(options.simulate_link) is not None and config.unified is None:
+        config = replace(config, always_split=True)  # as on two hosts, which share no cores
     mooncake_of(
         options.mooncake_protocol,
         options.disaggregation_ib_device,

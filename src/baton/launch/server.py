@@ -137,6 +137,13 @@ class WorkerConfig:
     shared_rest_ms: float = field(
         default=20.0, metadata={"help": "decode only: then, longest rest between two steps"}
     )
+    takes_whole_requests: bool = field(
+        default=False,
+        metadata={
+            "help": "decode only: take requests without a prefill worker, too; for one that has "
+            "no cores of its own (see --step-target-ms)"
+        },
+    )
     api_key: str | None = field(
         default=None,
         metadata={"help": "clients must send it as a bearer token", "env": API_KEY_VARIABLE},
@@ -407,6 +414,7 @@ async def _listening(
         resolve_prefill=bootstrap_client.resolve,
         config=ApiConfig(api_key=worker.api_key),
         bootstrap_port=bootstrap_port,
+        takes_whole_requests=worker.takes_whole_requests and spec.role == "decode",
     )
     port = sockets.http.getsockname()[1]
     app = make_app(state)

@@ -15,13 +15,18 @@ from baton.router.policies import PolicyName
 
 PREFILL_NICE = 19
 DECODE_SHARE = 0.5
+STEP_TARGET_MS = 70.0
 """On one host decode goes first: prefill takes every core that decode leaves idle, and no more.
 
 While prompts are computed, decode leaves it cores: with a thread for every core, and both busy,
 prefill would get next to nothing; with one that never rests, prompts take twice as long
 (docs/experiments.md). So its steps are on a part of the cores then, with a rest after each. With no
-prompt to compute it has its share of all cores."""
+prompt to compute it has its share of all cores.
 
+Since prefill has no cores of its own, decode takes whole requests as well, and reads their prompts
+in pieces that keep a step near STEP_TARGET_MS; the router says which ones (router/split.py)."""
+
+_ALONE_ARGV = ["--takes-whole-requests", f"--step-target-ms={STEP_TARGET_MS:g}"]
 _LOOPBACK = "127.0.0.1"
 DEFAULT_WORKERS = "1p1d"
 _WORKERS_FORM = re.compile(r"(\d+)p(\d+)d")
@@ -47,6 +52,10 @@ class ServeConfig:
         default=8000,
         metadata={"help": "port to listen on; 0 for any free one", "minimum": 0, "maximum": 65535},
     )
+    always_split: bool = field(
+        default=False,
+        metadata={"help": "every request goes to a prefill and a decode worker, also a short one"},
+    )
     policy: str | None = field(
         default=None,
         metadata={"help": "how the router picks workers", "choices": tuple(PolicyName)},
@@ -66,6 +75,10 @@ class ServeConfig:
             raise ConfigError(
                 f"--unified {self.unified} and --workers {self.workers} are two different trees; "
                 "leave one of them out"
+            )
+        if self.unified is not None and self.always_split:
+            raise ConfigError(
+                f"--unified {self.unified} has nothing to split; leave out --always-split"
             )
         if self.unified is None and (num_prefill == 0 or num_decode == 0):
             raise ConfigError(
@@ -146,6 +159,7 @@ def _plan_pairs(
 ) -> tuple[list[ChildSpec], list[str]]:
     """The workers of both roles, and the router's options that name them."""
     num_prefill, num_decode = config.num_pairs
+    alone_argv = [] if config.always_split else _ALONE_ARGV
     workers: list[ChildSpec] = []
     places = ["--pd-disaggregation"]
     for i in range(num_prefill):
@@ -163,6 +177,7 @@ def _plan_pairs(
             _threads(num_cores // num_decode),
             f"--shared-threads={max(1, num_cores // (num_decode + 1))}",
             f"--shared-time={DECODE_SHARE}",
+            *alone_argv,
             *worker_argv,
         ]
         worker = _worker(f"decode-{i}", "decode", free_port(), model_path, own_argv)

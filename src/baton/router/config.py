@@ -142,6 +142,7 @@ class RouterConfig:
                 "it says how many times as many requests are too many"
             )
         _share("--split-margin", self.split.margin)
+        _in_range("--max-whole-tokens", self.split.max_whole_tokens, 0, None)
         if not self.split.max_stall_s >= 0:
             raise ConfigError(
                 f"--max-stall-ms {1000 * self.split.max_stall_s:g} is negative; use 0 or more"

@@ -212,6 +212,7 @@ class Dispatcher:
             generation.body,
             exchange.header_lines,
             exchange.poke,
+            is_alone=True,
         )
         leg.may_move = exchange.may_retry
         try:

@@ -147,7 +147,7 @@ class Fleet:
 
     def missing_roles(self) -> list[WorkerRole]:
         """Roles without which no request can be served now."""
-        if self.pool.available(WorkerRole.REGULAR):
+        if self.pool.available(WorkerRole.REGULAR) or self._decodes_whole():
             return []
         return [role for role in self._config.roles if not self.pool.available(role)]
 
@@ -165,9 +165,15 @@ class Fleet:
     def can_plan(self, tried: Collection[str]) -> bool:
         """Whether `plan` would find workers."""
         self.placement.breakers.catch_up(self._clock.now_s())
-        usable = self.placement.has_usable
-        return usable(WorkerRole.REGULAR, tried) or all(
-            usable(role, tried) for role in self._config.roles
+        placement = self.placement
+        return placement.can_serve_whole(tried) or all(
+            placement.has_usable(role, tried) for role in self._config.roles
+        )
+
+    def _decodes_whole(self) -> bool:
+        return any(
+            worker.facts is not None and worker.facts.takes_whole_requests
+            for worker in self.pool.available(WorkerRole.DECODE)
         )
 
     def follow(self, config: RouterConfig) -> None:
@@ -186,7 +192,8 @@ class Fleet:
     def leg_began(self, leg: Leg) -> None:
         """A request is sent to its worker."""
         self.pool.begin(leg.worker)
-        leg.visit = self.placement.begin(leg.worker, leg.request, self._clock.now_s())
+        now_s = self._clock.now_s()
+        leg.visit = self.placement.begin(leg.worker, leg.request, now_s, leg.is_alone)
 
     def leg_ended(self, leg: Leg) -> None:
         """How it ended is what the worker's breaker is told."""
@@ -209,7 +216,7 @@ class Fleet:
         """A stream has begun: its prompt is computed, and decode has taken over."""
         now_s = self._clock.now_s()
         self.placement.note_answering(visit, now_s)
-        if visit.role is _DECODE:
+        if visit.role is _DECODE and not visit.is_alone:
             self.placement.note_taken_over(visit, now_s)
         else:
             self.placement.note_computed(visit, now_s)

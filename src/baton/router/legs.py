@@ -76,11 +76,11 @@ class Ledger(Protocol):
 class Leg:
     """What both kinds share. `poke` is called after everything that someone may wait for. A leg
     that is over without being `is_whole` was aborted, or has a `failure`. `may_move`: another
-    worker can do it if this one is given up."""
+    worker can do it if this one is given up. `is_alone`: the request has no other leg."""
 
-    __slots__ = ("_call", "_pieces", "_raw_headers", "_wire", "failure", "is_over", "is_stream",
-                 "is_whole", "may_move", "poke", "request", "status", "visit", "was_sent",
-                 "worker")  # fmt: skip
+    __slots__ = ("_call", "_pieces", "_raw_headers", "_wire", "failure", "is_alone", "is_over",
+                 "is_stream", "is_whole", "may_move", "poke", "request", "status", "visit",
+                 "was_sent", "worker")  # fmt: skip
 
     visit: Visit
 
@@ -92,6 +92,7 @@ class Leg:
         self.request = request
         self.poke = poke
         self.failure: LegFailure | None = None
+        self.is_alone = False
         self.is_over = False
         self.is_whole = False
         self.may_move = False
@@ -345,9 +346,11 @@ class Wire:
         body: bytes,
         headers: bytes,
         poke: Callable[[], None],
+        is_alone: bool = False,
     ) -> AnswerLeg:
         """Send a request whose answer is for the client; `headers` are whole lines."""
         leg = AnswerLeg(self, worker, request, poke)
+        leg.is_alone = is_alone
         leg.begin(self._pool, _post(route, worker, headers, body), body)
         return leg
 

@@ -1,7 +1,8 @@
 """Where a request goes: one worker, or a prefill and a decode worker, chosen by the policies.
 
 Keeps what policies see in step with the workers: who is healthy and not cut off by its breaker,
-what runs where, which beginnings of prompts went where, how fast workers are.
+what runs where, which beginnings of prompts went where, how fast workers are. Requests go whole to
+unified workers, or, where there are none, to decode workers that say that they take them.
 Invariant: a worker may be chosen exactly while it is healthy, does not drain and its breaker admits
 requests; a visit counts at its worker from `begin` to its only `end`.
 Elsewhere: policies (policies/), health (workers.py), breakers (breakers.py), tasks (fleet.py).
@@ -40,11 +41,13 @@ _log = EventLog("baton.router")
 
 class Visit(msgspec.Struct, gc=False):
     """One request at one worker: the tokens it counts for, those of its prompt that are pending,
-    and how many were pending there when it came. `computed_s`: when its prompt was computed, at
-    decode by the prefill worker. `verdict`: how it ended, where no exception says so."""
+    and how many were pending there when it came. `is_alone`: no other worker has a part in it.
+    `computed_s`: when its prompt was computed, at decode of a pair by the prefill worker.
+    `verdict`: how it ended, where no exception says so."""
 
     worker_id: str
     role: WorkerRole
+    is_alone: bool
     num_tokens: int
     num_pending: int
     num_ahead: int
@@ -65,7 +68,7 @@ class Placement:
                 Roster(),
                 PrefixIndex(config.cache.max_hashes),
                 self.speeds,
-                has_streams=role is _REGULAR,
+                has_streams=role is not _PREFILL,
             )
             for role in WorkerRole
         }
@@ -76,6 +79,9 @@ class Placement:
         self._workers: dict[str, Worker] = {}
         self._pids: dict[str, int] = {}
         self._mentioned: set[str] = set()
+        self._take_whole: set[str] = set()
+        self._split_only: set[str] = set()
+        """Decode workers, by whether they take whole requests."""
         self.follow_config(config)
 
     def follow_config(self, config: RouterConfig) -> None:
@@ -118,6 +124,7 @@ class Placement:
         if worker.id not in self._workers:
             self._join(worker)
         self._note_process(worker)
+        self._note_kind(worker)
         self._mention_half(worker)
         if not worker.is_healthy:
             self._roster(worker.role).forget_report(worker.id)
@@ -132,11 +139,22 @@ class Placement:
         del self._workers[worker.id]
         self._pids.pop(worker.id, None)
         self._mentioned.discard(worker.id)
+        self._take_whole.discard(worker.id)
+        self._split_only.discard(worker.id)
         state = self.states[worker.role]
         state.roster.remove(worker.id)
         state.prefixes.forget(worker.id)
         self.speeds.forget(worker.id)
         self.breakers.remove(worker.id)
+
+    def _note_kind(self, worker: Worker) -> None:
+        if worker.role is _DECODE:
+            takes_whole = worker.facts is not None and worker.facts.takes_whole_requests
+            mine, other = self._take_whole, self._split_only
+            if not takes_whole:
+                mine, other = other, mine
+            other.discard(worker.id)
+            mine.add(worker.id)
 
     def _mention_half(self, worker: Worker) -> None:
         if worker.is_healthy and self._is_half(worker) and worker.id not in self._mentioned:
@@ -181,7 +199,25 @@ class Placement:
 
     @property
     def _is_mixed(self) -> bool:
-        return self._takes_pairs and len(self._unified.roster) > 0
+        if not self._takes_pairs:
+            return False
+        return len(self._unified.roster) > 0 or (bool(self._take_whole) and self.can_serve_whole())
+
+    def can_serve_whole(self, tried: Collection[str] = ()) -> bool:
+        """Whether one worker would do, of those not yet tried."""
+        return self._whole_role(tried) is not None
+
+    def _whole_role(self, tried: Collection[str] = ()) -> WorkerRole | None:
+        """Whose workers get whole requests."""
+        if self.has_usable(_REGULAR, tried):
+            return _REGULAR
+        if self._take_whole and self.has_usable(_DECODE, self._unfit(tried)):
+            return _DECODE
+        return None
+
+    def _unfit(self, tried: Collection[str]) -> Collection[str]:
+        """Decode workers that cannot have a whole request."""
+        return {*self._split_only, *tried} if self._split_only else tried
 
     def note_load(self, worker: Worker, num_requests: int | None, num_tokens: int) -> None:
         if worker.id in self._workers:
@@ -192,9 +228,7 @@ class Placement:
         has nobody."""
         self.breakers.catch_up(now_s)
         is_mixed = self._is_mixed
-        whole = None
-        if is_mixed or not self._takes_pairs:
-            whole = self._choose(_REGULAR, request, tried)
+        whole = self._choose_whole(request, tried) if is_mixed or not self._takes_pairs else None
         if not self._takes_pairs:
             return None if whole is None else self._plan_whole(whole)
         pair = self._choose_pair(request, tried)
@@ -220,16 +254,19 @@ class Placement:
     def has_usable(self, role: WorkerRole, tried: Collection[str] = ()) -> bool:
         return self._roster(role).least_loaded(tried) is not None
 
-    def begin(self, worker: Worker, request: RoutedRequest, now_s: float) -> Visit:
+    def begin(
+        self, worker: Worker, request: RoutedRequest, now_s: float, is_alone: bool = False
+    ) -> Visit:
         """A request goes there now; `end` must follow exactly once."""
         id_, role, hashes = worker.id, worker.spec.role, request.prefix_hashes
         state, is_known = self.states[role], id_ in self._workers
         num_uncached = request.num_uncached(state.prefixes.num_hits(hashes, id_) if hashes else 0)
         visit = Visit(
-            id_,
-            role,
+            worker_id=id_,
+            role=role,
+            is_alone=is_alone,
             num_tokens=num_uncached if role is _PREFILL else request.num_tokens,
-            num_pending=0 if role is _DECODE else num_uncached,
+            num_pending=0 if role is _DECODE and not is_alone else num_uncached,
             num_ahead=num_pending(state, id_) if is_known else 0,
             epoch=self.breakers.admit(id_, now_s) if is_known else -1,
             began_s=now_s,
@@ -261,9 +298,9 @@ class Placement:
         )
 
     def note_computed(self, visit: Visit, now_s: float, transfer_s: float = 0.0) -> None:
-        """Its prompt is computed: a prefill leg was answered, or a unified worker's first token is
-        here. At most once; of a short answer, the worker may have ended it before. `transfer_s` of
-        the time was no computation."""
+        """Its prompt is computed: a prefill leg was answered, or the first token of a worker that
+        serves it alone is here. At most once; of a short answer, the worker may have ended it
+        before. `transfer_s` of the time was no computation."""
         num_tokens = visit.num_ahead + visit.num_pending
         self.speeds.note_prefill(visit.worker_id, num_tokens, now_s - visit.began_s - transfer_s)
         visit.computed_s = now_s
@@ -294,6 +331,12 @@ class Placement:
             return None
         return self._policies[role].choose(request, state, self._draw, tried)
 
+    def _choose_whole(self, request: RoutedRequest, tried: Collection[str]) -> Choice | None:
+        role = self._whole_role(tried)
+        if role is None:
+            return None
+        return self._choose(role, request, self._unfit(tried) if role is _DECODE else tried)
+
     def _choose_pair(
         self, request: RoutedRequest, tried: Collection[str]
     ) -> tuple[Choice, Choice] | None:
@@ -310,19 +353,23 @@ class Placement:
     def _whole_cost(self, request: RoutedRequest, choice: Choice | None) -> WholeCost | None:
         if choice is None:
             return None
-        state = self.states[_REGULAR]
-        num_computed = request.num_uncached(self._num_hits(request, choice))
-        compute_s = num_computed / self.speeds.prefill.of(choice.worker_id)
+        role = self._workers[choice.worker_id].role
+        state = self.states[role]
+        num_uncached = request.num_uncached(self._num_hits(request, choice))
+        compute_s = num_uncached / self.speeds.prefill.of(choice.worker_id)
         return WholeCost(
             queue_s=prefill_s(request, state, choice.worker_id) - compute_s,
             compute_s=compute_s,
             num_streams=state.roster.load_of(choice.worker_id).total_requests,
+            num_ahead=num_pending(state, choice.worker_id),
+            num_uncached=num_uncached,
+            shares_cores=role is _DECODE,
         )
 
     def _num_hits(self, request: RoutedRequest, choice: Choice | None) -> int:
         if choice is None:
             return 0
-        prefixes = self.states[_REGULAR].prefixes
+        prefixes = self.states[self._workers[choice.worker_id].role].prefixes
         return prefixes.num_hits(request.prefix_hashes, choice.worker_id)
 
     def _pair_cost(
@@ -336,20 +383,19 @@ class Placement:
             handover_s=handover_s(request, self.states[_DECODE], decode_id, prefill_id),
         )
 
-    def _taken(self, choice: Choice, role: WorkerRole) -> Worker:
-        self._metrics.choices.note(role, choice.reason)
-        return self._workers[choice.worker_id]
+    def _taken(self, choice: Choice) -> Worker:
+        worker = self._workers[choice.worker_id]
+        self._metrics.choices.note(worker.spec.role, choice.reason)
+        return worker
 
     def _plan_whole(self, whole: Choice, why: SplitReason | None = None) -> Plan:
-        return Plan([self._taken(whole, _REGULAR)], (whole.reason,), why)
+        return Plan([self._taken(whole)], (whole.reason,), why)
 
     def _plan_pair(self, pair: tuple[Choice, Choice], why: SplitReason | None = None) -> Plan:
         prefill, decode = pair
-        workers = [
-            self._taken(prefill, _PREFILL),
-            self._taken(decode, _DECODE),
-        ]
-        return Plan(workers, (prefill.reason, decode.reason), why)
+        return Plan(
+            [self._taken(prefill), self._taken(decode)], (prefill.reason, decode.reason), why
+        )
 
     def _on_admitted(self, worker_id: str, _is_admitted: bool) -> None:
         self._set_usable(self._workers[worker_id])

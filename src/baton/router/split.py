@@ -4,6 +4,10 @@ Splitting costs a queue and a hand-over; a short uncached prompt on an idle work
 without. The prediction decides, with two brakes: a prompt that would stall running streams for
 longer than `max_stall_s` is split, and a decision changes only for a gain above `margin`, so
 that requests of one size do not flap between two ways that take equally long.
+
+Where prefill has no cores but those of decode, splitting gains no time, so nothing is predicted:
+decode has the request whole, unless a long prompt would slow its streams, which those that wait
+there already do not.
 Invariant: `decide` depends on its arguments only, and every decision has a reason.
 Elsewhere: the predictions (policies/predict.py), asking for them (placement.py).
 """
@@ -16,20 +20,24 @@ import msgspec
 
 @dataclass(frozen=True)
 class SplitRules:
-    """`is_conditional` False: split whatever can be split."""
+    """`is_conditional` False: split whatever can be split. `max_whole_tokens`: uncached ones of a
+    prompt, on cores that prefill and decode share, while streams run and no more tokens than that
+    wait."""
 
     is_conditional: bool = True
     margin: float = 0.2
     max_stall_s: float = 0.05
+    max_whole_tokens: int = 512
 
 
 class SplitReason(enum.StrEnum):
-    """Why whole: NO_PAIR, WHOLE_FASTER, KEPT_WHOLE. Why split: all others."""
+    """Why whole: NO_PAIR, WHOLE_FASTER, KEPT_WHOLE, SHARED_CORES. Why split: all others."""
 
     NO_PAIR = "no_pair"
     NO_WHOLE_WORKER = "no_whole_worker"
     ALWAYS_SPLIT = "always_split"
     WOULD_STALL_STREAMS = "would_stall_streams"
+    SHARED_CORES = "shared_cores"
     WHOLE_FASTER = "whole_faster"
     SPLIT_FASTER = "split_faster"
     KEPT_WHOLE = "kept_whole"
@@ -37,11 +45,16 @@ class SplitReason(enum.StrEnum):
 
 
 class WholeCost(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker alone: what waits there, the prompt, and the streams that would stand still."""
+    """One worker alone: what waits there, the prompt, and the streams that would stand still.
+    `num_ahead`: prompt tokens that wait. `shares_cores`: it is a decode worker, and prefill has no
+    other cores."""
 
     queue_s: float
     compute_s: float
     num_streams: int
+    num_ahead: int = 0
+    num_uncached: int = 0
+    shares_cores: bool = False
 
     @property
     def ttft_s(self) -> float:
@@ -76,6 +89,11 @@ def decide(
         return SplitDecision(False, SplitReason.NO_WHOLE_WORKER)
     if not rules.is_conditional:
         return SplitDecision(False, SplitReason.ALWAYS_SPLIT)
+    if whole.shares_cores:
+        is_calm = whole.num_streams > 0 and whole.num_ahead <= rules.max_whole_tokens
+        if is_calm and whole.num_uncached > rules.max_whole_tokens:
+            return SplitDecision(False, SplitReason.WOULD_STALL_STREAMS)
+        return SplitDecision(True, SplitReason.SHARED_CORES)
     if whole.num_streams > 0 and whole.compute_s > rules.max_stall_s:
         return SplitDecision(False, SplitReason.WOULD_STALL_STREAMS)
     if was_whole and whole.ttft_s <= pair.ttft_s * (1 + rules.margin):

@@ -30,6 +30,7 @@ def facts_from(server: Any, model: Any) -> WorkerFacts:
         model_id=metadata.get("served_model_name") or metadata.get("model_path") or "unknown",
         pid=_whole(said.get("pid")),
         bootstrap_port=_whole(said.get("disaggregation_bootstrap_port")),
+        takes_whole_requests=said.get("takes_whole_requests") is True,
         metadata=metadata,
     )
 

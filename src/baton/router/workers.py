@@ -87,11 +87,14 @@ def _moved(health: Health, phase: Phase, reason: str, now_s: float) -> Health:
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker says of itself. `metadata` keeps the names and texts of SGLang's router."""
+    """What a worker says of itself. `metadata` keeps the names and texts of SGLang's router.
+    `takes_whole_requests`: a decode worker that serves without a prefill worker, too, since one
+    would have no other cores."""
 
     model_id: str = "unknown"
     pid: int | None = None
     bootstrap_port: int | None = None
+    takes_whole_requests: bool = False
     metadata: dict[str, str] = {}
 
 

@@ -1,5 +1,6 @@
 """Ids, seeds and pairing of samples: the same on both legs."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -45,6 +46,20 @@ def test_seeds() -> None:
     assert seeds(run(GenerationSpec(prompts=[prompt(n=2), prompt()]))) == [1000, 1001, 1002]
     assert seeds(run(GenerationSpec(prompts=[prompt(n=2, seed=7), prompt(seed=7)]))) == [7, 8, 7]
     assert seeds(run(GenerationSpec(prompts=[prompt(n=2, seed=MAX_SEED)]))) == [MAX_SEED, 0]
+
+
+def test_a_decode_worker_takes_whole_requests_only_if_it_says_so() -> None:
+    whole = GenerationSpec(prompts=[prompt(n=2)])
+    with pytest.raises(RequestError, match="bootstrap_room is missing"):
+        run(whole, "decode")
+    taking = dataclasses.replace(limits("decode"), takes_whole_requests=True)
+    samples = admit(whole, taking, "base", lambda: 7)
+    assert [sample.pairing for sample in samples] == [None, None]
+    assert seeds(samples) == [7, 8]
+    paired = BootstrapFields(bootstrap_host="h", bootstrap_room=50)
+    spec = GenerationSpec(prompts=[prompt()], bootstrap=paired)
+    (sample,) = admit(spec, taking, "base", lambda: 7)
+    assert sample.pairing is not None
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -13,6 +13,8 @@ from baton.core.sampling import SamplingParams
 from baton.disagg.core_sharing import CoreSharing, SharingRules
 from baton.disagg.loop import EngineLoop
 from baton.disagg.role import UnifiedRole
+from baton.engine.core import EngineCore
+from baton.engine.step_pace import StepPace
 from baton.ipc.engine_socket import EngineSocket
 from baton.messages.engine import FromEngine, Shutdown, Submit, ToEngine
 from baton.testing.handover_world import Side
@@ -151,3 +153,39 @@ def test_a_message_in_the_rest_is_taken_and_starts_no_step() -> None:
     clock.advance(0.01)
     loop.turn()
     assert side.core.counters.steps == 2
+
+
+def test_rests_count_as_time_of_a_step() -> None:
+    clock = FakeClock()
+    for role_type, target_s in ((UnifiedRole, 0.08), (_BusyRole, 0.04)):
+        side = Side(num_blocks=4, block_size=4, chunk=8, clock=clock)
+        asked = _AskedCore(side.core)
+        loop = EngineLoop(
+            cast(EngineCore, asked),
+            role_type(side.core),
+            cast(EngineSocket, _ScriptedSocket(clock, [])),
+            *(deque(), [], clock),
+            sharing=CoreSharing(HALF, 1, None),
+            step_target_s=0.08,
+        )
+        request = EngineRequest(
+            request_id="r", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(max_new_tokens=1)
+        )
+        side.core.submit(request)
+        loop.turn()
+        assert asked.targets_s == [target_s]
+
+
+class _AskedCore:
+    """Notes how long steps may take; everything else is the real one's."""
+
+    def __init__(self, core: EngineCore):
+        self._core = core
+        self.targets_s: list[float] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._core, name)
+
+    def step(self, pace: StepPace, target_s: float) -> bool:
+        self.targets_s.append(target_s)
+        return self._core.step(pace, target_s)

@@ -67,6 +67,17 @@ def test_decode_leaves_cores_and_time_to_prefill_while_prompts_are_computed(
         assert given == ([f"--shared-threads={threads}", "--shared-time=0.5"] if is_decode else [])
 
 
+def test_decode_takes_whole_requests_as_prefill_has_no_other_cores_unless_all_are_split() -> None:
+    whole = {"--takes-whole-requests", "--step-target-ms=70"}
+    prefill, decode = _plan(ServeConfig()).workers
+    assert not whole & {*prefill.argv}
+    assert whole <= {*decode.argv}
+    _, decode = _plan(ServeConfig(always_split=True)).workers
+    assert not whole & {*decode.argv}
+    with pytest.raises(ConfigError, match="leave out --always-split"):
+        ServeConfig(unified=1, always_split=True)
+
+
 def test_threads_that_the_user_names_come_last_and_count() -> None:
     decode = _plan(ServeConfig(), ["--num-threads=3"]).workers[1]
     assert [word for word in decode.argv if "--num-threads" in word][-1] == "--num-threads=3"

@@ -68,6 +68,7 @@ def test_rules_of_placement_breaker_and_queue() -> None:
         *("--cache-threshold", "0.5", "--balance-abs-threshold", "8"),
         *("--balance-rel-threshold", "2", "--max-prefix-hashes", "99"),
         *("--always-split", "--split-margin", "0.1", "--max-stall-ms", "20"),
+        *("--max-whole-tokens", "99"),
         *("--cb-failure-threshold", "3", "--cb-success-threshold", "2"),
         *("--cb-window-duration-secs", "10", "--cb-cool-down-secs", "2"),
         *("--cb-timeout-duration-secs", "30", "--disable-circuit-breaker"),
@@ -75,7 +76,7 @@ def test_rules_of_placement_breaker_and_queue() -> None:
         *("--schedule-low-priority-values-first", "--tenant-header", "x-tenant"),
     )
     assert config.cache == CacheRules(0.5, 8, 2.0, 99)
-    assert config.split == SplitRules(is_conditional=False, margin=0.1, max_stall_s=0.02)
+    assert config.split == SplitRules(False, 0.1, 0.02, 99)
     assert config.breaker == BreakerRules(False, 3, 2, 10.0, 2.0, 30.0)
     assert config.waiting == WaitingRules(4, 7, 5.0, low_values_first=True)
     assert config.tenant_header == "x-tenant"
@@ -140,6 +141,7 @@ def test_the_key_comes_from_the_environment_unless_a_flag_gives_one() -> None:
         (["--max-prefix-hashes", "0"], "at least 1"),
         (["--split-margin", "-0.1"], "from 0 to 1"),
         (["--max-stall-ms", "-1"], "is negative"),
+        (["--max-whole-tokens", "-1"], "must be at least 0"),
         (["--cb-failure-threshold", "0"], "at least 1"),
         (["--cb-success-threshold", "0"], "at least 1"),
         (["--cb-window-duration-secs", "0"], "not above 0"),

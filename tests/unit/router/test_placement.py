@@ -59,7 +59,7 @@ steps = st.lists(
     st.tuples(
         st.sampled_from(
             [
-                *("join", "leave", "well", "ill", "restart", "load", "plan", "wait"),
+                *("join", "leave", "well", "ill", "restart", "whole", "load", "plan", "wait"),
                 *("drain", "take back", "policy", *Outcome),
             ]
         ),
@@ -94,7 +94,8 @@ def test_stays_in_step_with_the_workers(
             for chosen in planned or ():
                 assert chosen.is_available
                 assert chosen in workers
-                visits.append(place.placement.begin(chosen, REQUEST, now_s))
+                is_alone = len(planned or ()) == 1
+                visits.append(place.placement.begin(chosen, REQUEST, now_s, is_alone))
         elif worker is not None:
             match what:
                 case "leave":
@@ -111,6 +112,9 @@ def test_stays_in_step_with_the_workers(
                 case "restart":
                     num_pids += 1
                     place.pool.note_facts(worker, WorkerFacts(pid=num_pids))
+                case "whole":
+                    facts = WorkerFacts(takes_whole_requests=number % 2 == 0)
+                    place.pool.note_facts(worker, facts)
                 case "load":
                     place.placement.note_load(worker, number, 100 * number)
         place.placement.check_invariants()
@@ -207,6 +211,42 @@ def test_always_split_uses_unified_workers_only_where_no_pair_is() -> None:
     assert place.counted('placements_total{placement="whole",reason="no_pair"} 1.0')
 
 
+def test_decode_on_prefills_cores_takes_whole_requests_unless_long_beside_streams() -> None:
+    place = Place(split=SplitRules(max_whole_tokens=512))
+    prefill, decode = place.add(WorkerRole.PREFILL), place.add(WorkerRole.DECODE)
+    split_only = place.add(WorkerRole.DECODE)
+    assert not place.placement.needs_prefixes, "there is no choice"
+    place.pool.note_facts(decode, WorkerFacts(takes_whole_requests=True))
+    assert place.placement.needs_prefixes
+    short, long = RoutedRequest(num_prompt_tokens=512), RoutedRequest(num_prompt_tokens=513)
+    assert place.plan(long) == [decode]
+    visit = place.placement.begin(decode, long, 0.0, is_alone=True)
+    assert place.plan(short) == [decode], "though the other one is idle"
+    assert place.plan(long) == [decode], "its streams wait anyway"
+    place.placement.note_computed(visit, 0.5)
+    assert place.plan(long) == [prefill, split_only]
+    assert place.counted('placements_total{placement="whole",reason="shared_cores"} 3.0')
+    assert place.counted('placements_total{placement="split",reason="would_stall_streams"} 1.0')
+    assert place.placement.speeds.prefill.of(decode.id) == pytest.approx(2 * 513)
+    place.pool.note_refusal(prefill, "gone", 0.0)
+    assert place.plan(long) == [decode]
+    assert place.counted('placements_total{placement="whole",reason="no_pair"} 1.0')
+    place.pool.note_refusal(decode, "gone", 0.0)
+    assert place.plan(short) is None
+
+
+def test_a_cached_prompt_is_short_at_decode_too() -> None:
+    place = Place(split=SplitRules(max_whole_tokens=512))
+    place.add(WorkerRole.PREFILL)
+    decode = place.add(WorkerRole.DECODE)
+    place.pool.note_facts(decode, WorkerFacts(takes_whole_requests=True))
+    prompt = RoutedRequest(num_prompt_tokens=4992, prefix_hashes=tuple(range(312)))
+    visit = place.placement.begin(decode, prompt, 0.0, is_alone=True)
+    place.placement.note_computed(visit, 1.0)
+    assert place.plan(prompt) == [decode]
+    assert len(place.plan(RoutedRequest(num_prompt_tokens=4992)) or ()) == 2
+
+
 def test_half_of_a_pair_that_joined_as_unified_is_not_used() -> None:
     place = Place()
     prefill, decode = place.add(WorkerRole.PREFILL), place.add(WorkerRole.DECODE)
@@ -264,6 +304,30 @@ def test_a_pool_of_all_three_kinds_serves_and_survives_the_loss_of_a_role(
             assert (await c.post("/generate", {"text": "short"}))[0] == 200
             assert len(c.regulars[0].requests) == before + 1
             assert "bootstrap_room" not in c.regulars[0].requests[-1].body
+
+    run(scenario)
+
+
+def test_decode_serves_alone_and_its_prompts_are_counted(run: Run, cluster: ClusterMaker) -> None:
+    async def scenario() -> None:
+        async with cluster(1, 1) as c:
+            c.decodes[0].info["takes_whole_requests"] = True
+            c.fleet.doubt(c.fleet.pool.of_role(WorkerRole.DECODE)[0])
+            await c.fleet.until(lambda _: c.fleet.placement.can_serve_whole())
+            body = {"text": "a" * 400, "stream": True}
+            status, headers, _ = await c.post("/generate", body)
+            assert status == 200
+            assert headers["X-Baton-Route"] == "whole; reason=shared_cores"
+            assert "bootstrap_room" not in c.decodes[0].requests[-1].body
+            assert not c.prefills[0].requests
+            await c.until_quiet()
+            assert c.fleet.placement.speeds.prefill.is_measured
+            assert not c.fleet.placement.speeds.handover_s.is_measured
+            await c.prefills[0].stop()
+            await c.until_healthy(1)
+            assert (await c.get("/readiness"))[0] == 200
+            assert (await c.post("/generate", body))[0] == 200
+            c.fleet.placement.check_invariants()
 
     run(scenario)
 

@@ -6,12 +6,26 @@ from hypothesis import strategies as st
 
 from baton.router.split import PairCost, SplitReason, SplitRules, Splitter, WholeCost, decide
 
-RULES = SplitRules(margin=0.2, max_stall_s=0.05)
-WHOLE_REASONS = {SplitReason.NO_PAIR, SplitReason.WHOLE_FASTER, SplitReason.KEPT_WHOLE}
+RULES = SplitRules(margin=0.2, max_stall_s=0.05, max_whole_tokens=512)
+WHOLE_REASONS = {
+    *(SplitReason.NO_PAIR, SplitReason.WHOLE_FASTER, SplitReason.KEPT_WHOLE),
+    SplitReason.SHARED_CORES,
+}
 
 
 def whole(ttft_s: float, *, queue_s: float = 0.0, num_streams: int = 0) -> WholeCost:
     return WholeCost(queue_s=queue_s, compute_s=ttft_s - queue_s, num_streams=num_streams)
+
+
+def at_decode(num_uncached: int, *, num_streams: int = 0, num_ahead: int = 0) -> WholeCost:
+    return WholeCost(
+        queue_s=9.0,
+        compute_s=9.0,
+        num_streams=num_streams,
+        num_ahead=num_ahead,
+        num_uncached=num_uncached,
+        shares_cores=True,
+    )
 
 
 def pair(ttft_s: float) -> PairCost:
@@ -34,6 +48,17 @@ def pair(ttft_s: float) -> PairCost:
         (whole(1.3), pair(1), True, SplitReason.SPLIT_FASTER),
         (whole(0.9), pair(1), False, SplitReason.KEPT_SPLIT),
         (whole(0.8), pair(1), False, SplitReason.WHOLE_FASTER),
+        (at_decode(512, num_streams=9), pair(1), False, SplitReason.SHARED_CORES),
+        (at_decode(513, num_streams=1), pair(1), True, SplitReason.WOULD_STALL_STREAMS),
+        (
+            at_decode(513, num_streams=1, num_ahead=512),
+            pair(1),
+            True,
+            SplitReason.WOULD_STALL_STREAMS,
+        ),
+        (at_decode(5000, num_streams=1, num_ahead=513), pair(1), False, SplitReason.SHARED_CORES),
+        (at_decode(5000), pair(1), None, SplitReason.SHARED_CORES),
+        (at_decode(5000, num_streams=1), None, None, SplitReason.NO_PAIR),
     ],
 )
 def test_reasons(
@@ -47,6 +72,7 @@ def test_reasons(
 def test_it_can_be_switched_off_but_a_lone_worker_is_still_used() -> None:
     rules = SplitRules(is_conditional=False)
     assert decide(whole(0.01), pair(1), rules, True).reason is SplitReason.ALWAYS_SPLIT
+    assert decide(at_decode(10), pair(1), rules, None).reason is SplitReason.ALWAYS_SPLIT
     assert decide(whole(0.01), None, rules, None).is_whole
 
 

@@ -35,6 +35,7 @@ class Candidate:
 KNOWN: Final = {
     each.name: each
     for each in (
+        Candidate("baton-adaptive", "sglang", "baton-adaptive.sh"),
         Candidate("baton-pd", "sglang", "baton-pd.sh"),
         Candidate("baton-unified", "sglang", "baton-unified.sh"),
         Candidate("llama.cpp", "llama.cpp", "llama.cpp.sh"),

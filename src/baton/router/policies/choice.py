@@ -19,7 +19,7 @@ from baton.router.policies.speeds import Speeds
 @dataclass(frozen=True, slots=True)
 class RoleState:
     """All that is known of the workers of one role; `speeds` is shared by all roles.
-    `has_streams`: unified workers, whose tokens are mostly those of running streams."""
+    `has_streams`: the workers' tokens are mostly those of running streams."""
 
     roster: Roster
     prefixes: PrefixIndex

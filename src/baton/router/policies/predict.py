@@ -32,7 +32,7 @@ def prefill_s(request: RoutedRequest, state: RoleState, worker_id: str) -> float
 
 def num_pending(state: RoleState, worker_id: str) -> int:
     """Prompt tokens still to be computed there. What others have at a prefill worker is all
-    prompt; at a unified one nobody knows, so it is left out."""
+    prompt; beside streams nobody knows, so it is left out."""
     load = state.roster.load_of(worker_id)
     return load.num_pending if state.has_streams else load.num_pending + load.foreign_tokens
 
