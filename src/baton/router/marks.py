@@ -7,11 +7,16 @@ Invariant: what was passed on is exactly what `token_ids` make, until the stream
 Elsewhere: the worker's side (api/sse.py, api/admission.py), trying again (dispatch.py).
 """
 
+import re
+
 import msgspec
 
 MARKS_HEADER = "X-Baton-Marks"
 MARKS_FIELD = MARKS_HEADER.lower()
 MARK = b"\n\n: t "
+MARKED = re.compile(re.escape(MARK) + rb"(.*?)\n\n", re.DOTALL)
+"""Splits events into what stands before a mark, the mark's tokens, and so on; what is left has no
+mark yet."""
 
 
 class Resume(msgspec.Struct, omit_defaults=True):
@@ -46,14 +51,11 @@ class MarkedStream:
         mark makes no sense."""
         if self._held:
             events, self._held = self._held + events, b""
-        passed, start = [], 0
-        while (mark := events.find(MARK, start)) >= 0:
-            end = events.index(b"\n\n", mark + len(MARK))
-            self._token_ids += map(int, events[mark + len(MARK) : end].split())
-            passed.append(events[start : mark + 2])
-            start = end + 2
-        self._held = events[start:]
-        return passed[0] if len(passed) == 1 else b"".join(passed)
+        *pieces, self._held = MARKED.split(events)
+        if not pieces:
+            return b""
+        self._token_ids += [int(number) for number in b" ".join(pieces[1::2]).split()]
+        return b"\n\n".join(pieces[::2]) + b"\n\n"
 
     def take_held(self, is_sound: bool = True) -> bytes:
         """The stream is done: its end needs no mark. `is_sound`: it does not end with an error."""

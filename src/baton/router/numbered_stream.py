@@ -10,7 +10,7 @@ Elsewhere: the ids (event_ids.py), trying again after an error (dispatch.py).
 from zlib import crc32
 
 from baton.router.event_ids import Place, StreamIds
-from baton.router.marks import MARK, MarkedStream
+from baton.router.marks import MARKED, MarkedStream
 
 _END = b"\n\n"
 
@@ -37,12 +37,12 @@ class NumberedStream(MarkedStream):
         asked for again."""
         if self._held:
             events, self._held = self._held + events, b""
-        passed, start = [], 0
-        while (mark := events.find(MARK, start)) >= 0:
-            end = events.index(_END, mark + len(MARK))
-            passed.append(self._step(events[start : mark + 2], events[mark + len(MARK) : end]))
-            start = end + 2
-        self._held = events[start:]
+        *pieces, self._held = MARKED.split(events)
+        marks = [(mark, [int(number) for number in mark.split()]) for mark in pieces[1::2]]
+        passed = [
+            self._step(step + _END, mark, token_ids)
+            for step, (mark, token_ids) in zip(pieces[::2], marks, strict=True)
+        ]
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def take_held(self, is_sound: bool = True) -> bytes:
@@ -55,10 +55,10 @@ class NumberedStream(MarkedStream):
         lines = [self._ids.end_line(self.num_tokens, self._checksum, num) for num in num_left]
         return _joined(lines, frames, self._num_known_of_last(len(frames)))
 
-    def _step(self, step: bytes, mark: bytes) -> bytes:
+    def _step(self, step: bytes, mark: bytes, token_ids: list[int]) -> bytes:
         """One step's events with ids, without those that the client has."""
         num_before, checksum = self.num_tokens, self._checksum
-        self._token_ids += map(int, mark.split())
+        self._token_ids += token_ids
         self._checksum = crc32(mark + b" ", checksum)
         line = self._ids.line(self.num_tokens, self._checksum, 0)
         if self._seen is None and step.count(_END) == 1:

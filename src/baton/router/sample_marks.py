@@ -7,7 +7,7 @@ Invariant: as in marks.py, for every sample.
 Elsewhere: streams of one sample without such logprobs, which are nearly all (marks.py).
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -49,6 +49,12 @@ class _Meta(msgspec.Struct):
 _decode_meta = msgspec.json.Decoder(_Meta).decode
 
 
+class _SampleMark(NamedTuple):
+    sample: int
+    token_ids: list[int]
+    is_last: bool
+
+
 class MarkedSamples(MarkedStream):
     """`keeps_logprobs`: the stream's events repeat them."""
 
@@ -72,26 +78,31 @@ class MarkedSamples(MarkedStream):
     def feed(self, events: bytes) -> bytes:
         if self._held:
             events, self._held = self._held + events, b""
-        passed, start = [], 0
+        steps, marks, start = [], [], 0
         while (mark := events.find(_MARK, start)) >= 0:
             end = events.index(b"\n\n", mark + len(_MARK))
-            step = events[start : mark + 2]
-            self._note(events[mark + len(_MARK) : end], step)
-            passed.append(step)
+            steps.append(events[start : mark + 2])
+            marks.append(_read(events[mark + len(_MARK) : end]))
             start = end + 2
+        for step, read in zip(steps, marks, strict=True):  # all or, if one is odd, none
+            self._note(read, step)
         self._held = events[start:]
-        return b"".join(passed)
+        return b"".join(steps)
 
-    def _note(self, mark: bytes, step: bytes) -> None:
-        name, *words = mark.split(b" ")
-        index = int(name.removeprefix(b"/") or b"0")
-        sample = self._samples.setdefault(index, ResumedSample(index, []))
-        if words and words[-1] == _END:
+    def _note(self, mark: _SampleMark, step: bytes) -> None:
+        sample = self._samples.setdefault(mark.sample, ResumedSample(mark.sample, []))
+        sample.token_ids += mark.token_ids
+        if mark.is_last:
             sample.is_done = True
-            words.pop()
-        sample.token_ids += map(int, filter(None, words))
         if self._keeps_logprobs:
-            self._last_of[index] = step
+            self._last_of[mark.sample] = step
+
+
+def _read(mark: bytes) -> _SampleMark:
+    name, *words = mark.split(b" ")
+    sample, is_last = int(name.removeprefix(b"/") or b"0"), words[-1:] == [_END]
+    numbers = words[:-1] if is_last else words
+    return _SampleMark(sample, [int(number) for number in numbers if number], is_last)
 
 
 def _repeated(events: bytes) -> dict[str, msgspec.Raw]:

@@ -49,6 +49,15 @@ def test_a_mark_that_makes_no_sense() -> None:
         stream().feed(FRAMES[0] + b": t 1 x\n\n")
 
 
+def test_what_came_with_a_mark_that_makes_no_sense_does_not_count() -> None:
+    """Nobody got to see it, so another worker has to make it again."""
+    stream = MarkedStream("7 1 id")
+    assert stream.feed(b"data: a\n\n: t 5\n\n") == b"data: a\n\n"
+    with pytest.raises(ValueError, match="x"):
+        stream.feed(b"data: b\n\n: t 6\n\ndata: c\n\n: t x\n\n")
+    assert stream.num_tokens == 1
+
+
 @pytest.mark.parametrize("header", ["", "7", "a 1 id", "7 b id"])
 def test_a_header_that_makes_no_sense(header: str) -> None:
     with pytest.raises(ValueError, match=r"unpack|invalid literal"):

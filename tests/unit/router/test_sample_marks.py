@@ -81,5 +81,7 @@ def test_odd_events_repeat_nothing(event: bytes) -> None:
 
 @pytest.mark.parametrize("mark", [b": t/x 1", b": t/1 one", b": t/1 end 2", b": tx 1"])
 def test_a_mark_that_makes_no_sense(mark: bytes) -> None:
+    marked = MarkedSamples("samples 7 1 id", keeps_logprobs=False)
     with pytest.raises(ValueError, match="invalid literal"):
-        MarkedSamples("samples 7 1 id", keeps_logprobs=False).feed(FRAMES[0] + mark + b"\n\n")
+        marked.feed(FRAMES[0] + FRAMES[1] + FRAMES[2] + mark + b"\n\n")
+    assert marked.num_tokens == 0, "nobody saw any of it"
