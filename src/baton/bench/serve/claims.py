@@ -1,6 +1,6 @@
-"""An article's claims about prefill and decode apart, as goals, and what was measured beside them.
+"""An article's claims about prefill and decode apart, Baton's goals, and what was measured.
 
-Pure. The article's numbers are nobody's measurement here: `Claim.goal` is compared with, never
+Pure. The article's numbers are nobody's measurement here: claims and goals are compared with, never
 shown as a result.
 Elsewhere: the loads (suite.py), how it looks (suite_page.py).
 """
@@ -25,32 +25,61 @@ class Measure(Enum):
 
     TIMES_LESS = auto()
     TIMES_MORE = auto()
-    SHARE_LESS = auto()
     OWN_SHARE = auto()
 
 
 @dataclass(frozen=True)
+class Goal:
+    """The least value of a claim's measure, and how it is said."""
+
+    least: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Claim:
-    """`article` is what the article says, in words; `goal` the same for `measure`."""
+    """`article` is what the article says, in words. The goals are Baton's own, beside the best
+    other engine and beside Baton in one engine."""
 
     title: str
     load: str
     quantity: str
     measure: Measure
     article: str
-    goal: float
+    beside_peers: Goal
+    beside_unified: Goal
 
+
+_MORE: Final = Goal(math.nextafter(1.0, 2.0), "more")
+_BUSY: Final = Goal(0.89, "89 %")
 
 CLAIMS: Final = (
-    Claim("TTFT, mean", STEADY, "TTFT mean", Measure.TIMES_LESS, "3.1 times shorter", 3.1),
-    Claim("throughput", SATURATED, "requests", Measure.TIMES_MORE, "2.3 times as high", 2.3),
+    Claim(
+        "TTFT, mean",
+        STEADY,
+        "TTFT mean",
+        Measure.TIMES_LESS,
+        "3.1 times shorter",
+        Goal(3.1, "3.1 x"),
+        Goal(1.0, "not worse"),
+    ),
+    Claim(
+        "throughput",
+        SATURATED,
+        "requests",
+        Measure.TIMES_MORE,
+        "2.3 times as high",
+        Goal(2.3, "2.3 x"),
+        Goal(0.95, "0.95 x"),
+    ),
     Claim(
         "p99 ITL beside long prompts",
         INTERFERENCE,
         "ITL p99",
-        Measure.SHARE_LESS,
+        Measure.TIMES_LESS,
         "latency 40 % lower",
-        0.4,
+        Goal(5.0, "5 x"),
+        Goal(3.0, "3 x"),
     ),
     Claim(
         "sessions within the limits",
@@ -58,7 +87,8 @@ CLAIMS: Final = (
         "sustained",
         Measure.TIMES_MORE,
         "2.7 times as many",
-        2.7,
+        Goal(2.7, "2.7 x"),
+        _MORE,
     ),
     Claim(
         "processors busy",
@@ -66,7 +96,8 @@ CLAIMS: Final = (
         "utilization",
         Measure.OWN_SHARE,
         "89 %, from 65 %",
-        0.89,
+        _BUSY,
+        _BUSY,
     ),
 )
 
@@ -77,6 +108,7 @@ class Verdict:
     rounds' own, is what `claim.measure` makes of them; infinite where theirs is 0."""
 
     claim: Claim
+    goal: Goal
     ours: str
     theirs: str
     our_figure: Figure
@@ -87,26 +119,36 @@ class Verdict:
 
     @property
     def is_reached(self) -> bool:
-        return self.median >= self.claim.goal
+        return self.median >= self.goal.least
 
 
 def beside_best_peer(report: SuiteReport) -> list[Verdict]:
     """For each claim and each of OURS, the other engine that it compares worst with."""
     peers = [name for name in report.servers if name not in (*OURS, UNIFIED)]
-    return [verdict for claim in CLAIMS for verdict in _strictest(report, claim, peers)]
+    return [
+        verdict
+        for claim in CLAIMS
+        for verdict in _strictest(report, claim, claim.beside_peers, peers)
+    ]
 
 
 def beside_unified(report: SuiteReport) -> list[Verdict]:
-    return [verdict for claim in CLAIMS for verdict in _strictest(report, claim, [UNIFIED])]
+    return [
+        verdict
+        for claim in CLAIMS
+        for verdict in _strictest(report, claim, claim.beside_unified, [UNIFIED])
+    ]
 
 
-def _strictest(report: SuiteReport, claim: Claim, rivals: Sequence[str]) -> list[Verdict]:
+def _strictest(
+    report: SuiteReport, claim: Claim, goal: Goal, rivals: Sequence[str]
+) -> list[Verdict]:
     found = []
     for ours in OURS:
         verdicts = [
             verdict
             for theirs in rivals
-            if (verdict := judge(report, claim, ours, theirs)) is not None
+            if (verdict := judge(report, claim, goal, ours, theirs)) is not None
         ]
         if verdicts:
             found.append(min(verdicts, key=_margin))
@@ -120,7 +162,7 @@ def _margin(verdict: Verdict) -> float:
     return verdict.median
 
 
-def judge(report: SuiteReport, claim: Claim, ours: str, theirs: str) -> Verdict | None:
+def judge(report: SuiteReport, claim: Claim, goal: Goal, ours: str, theirs: str) -> Verdict | None:
     """None where one of them was not measured. Rounds that only one of them has are left out."""
     our_figure = report.figure(claim.load, ours, claim.quantity)
     their_figure = report.figure(claim.load, theirs, claim.quantity)
@@ -130,6 +172,7 @@ def judge(report: SuiteReport, claim: Claim, ours: str, theirs: str) -> Verdict 
     values = [measured(claim.measure, one, other) for one, other in pairs]
     return Verdict(
         claim,
+        goal,
         ours,
         theirs,
         our_figure,
@@ -146,7 +189,5 @@ def measured(measure: Measure, ours: float, theirs: float) -> float:
             return theirs / ours if ours else math.inf
         case Measure.TIMES_MORE:
             return ours / theirs if theirs else math.inf
-        case Measure.SHARE_LESS:
-            return 1 - ours / theirs if theirs else -math.inf
         case Measure.OWN_SHARE:
             return ours

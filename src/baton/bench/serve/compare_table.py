@@ -11,7 +11,7 @@ from rich.table import Table
 from baton.bench.report import Figure
 from baton.bench.serve.claims import beside_best_peer, beside_unified
 from baton.bench.serve.compare import CompareReport
-from baton.bench.serve.suite_page import verdict_cells
+from baton.bench.serve.suite_page import VERDICT_COLUMNS, verdict_cells
 from baton.bench.serve.suite_report import SuiteReport
 from baton.bench.table import number
 
@@ -38,7 +38,7 @@ def print_suite(report: SuiteReport, console: Console) -> None:
         console.print(f"{name}: {compared.about}", highlight=False, markup=False)
         console.print(_figures(compared.figures()))
     table = Table(title="beside the goals", title_justify="left")
-    for heading in ("", "load", "Baton", "the other", "measured", "goal", "reached"):
+    for heading in VERDICT_COLUMNS:
         table.add_column(heading, overflow="fold")
     for verdict in (*beside_best_peer(report), *beside_unified(report)):
         table.add_row(*verdict_cells(verdict), style="" if verdict.is_reached else "red")

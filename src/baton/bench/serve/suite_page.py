@@ -33,8 +33,8 @@ _INTRODUCTION: Final = """\
 This page is written by one command (below), which starts every server, puts every load on it and
 writes what it saw. Only the section *What bounds it* is written by hand.
 
-An article on serving with prefill and decode apart gives the figures in the column *goal*: they are
-its claims, not measured here. What is measured stands in the other columns: medians over the
+What an article on serving with prefill and decode apart claims stands in the column of that name:
+it was not measured here. Goals are Baton's own. All other columns were measured: medians over the
 rounds, with the lowest and highest, both servers on the same processors with the same requests in
 the same sitting. *Measured* is the median of the rounds' own ratios, above 1 where Baton is better.
 Of the other engines the one stands there that Baton compares worst with."""
@@ -90,15 +90,20 @@ def _quantity(claim: Claim, figure: Figure) -> str:
     return f"{claim.title}, {figure.unit}"
 
 
+VERDICT_COLUMNS: Final = (
+    *("", "load", "Baton", "the other", "measured", "goal", "reached", "article's claim"),
+)
+
+
 def _verdicts(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return "Not measured."
-    heading = ("", "load", "Baton", "the other", "measured", "goal", "reached")
-    return table(heading, [verdict_cells(each) for each in verdicts])
+    return table(VERDICT_COLUMNS, [verdict_cells(each) for each in verdicts])
 
 
 def verdict_cells(verdict: Verdict) -> list[str]:
-    """What, under which load, both figures, what follows, the goal, and whether it is reached."""
+    """What, under which load, both figures, what follows, the goal, whether it is reached, and the
+    claim."""
     claim = verdict.claim
     return [
         _quantity(claim, verdict.our_figure),
@@ -106,8 +111,9 @@ def verdict_cells(verdict: Verdict) -> list[str]:
         f"{verdict.ours}: {with_spread(verdict.our_figure)}",
         f"{verdict.theirs}: {with_spread(verdict.their_figure)}",
         _measured(verdict),
-        claim.article,
+        verdict.goal.text,
         "yes" if verdict.is_reached else "no",
+        claim.article,
     ]
 
 
@@ -124,7 +130,6 @@ def _measured(verdict: Verdict) -> str:
 _UNITS: Final = {
     Measure.TIMES_LESS: " x",
     Measure.TIMES_MORE: " x",
-    Measure.SHARE_LESS: " % lower",
     Measure.OWN_SHARE: " %",
 }
 
@@ -132,7 +137,7 @@ _UNITS: Final = {
 def _value(measure: Measure, value: float) -> str:
     if math.isinf(value):
         return "∞"
-    if measure in (Measure.SHARE_LESS, Measure.OWN_SHARE):
+    if measure is Measure.OWN_SHARE:
         return f"{value * 100:.0f}"
     return f"{value:.2f}"
 
