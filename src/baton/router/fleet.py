@@ -171,10 +171,7 @@ class Fleet:
         )
 
     def _decodes_whole(self) -> bool:
-        return any(
-            worker.facts is not None and worker.facts.takes_whole_requests
-            for worker in self.pool.available(WorkerRole.DECODE)
-        )
+        return any(worker.takes_whole_requests for worker in self.pool.available(_DECODE))
 
     def follow(self, config: RouterConfig) -> None:
         """Policies, limits and rules are these from now on."""

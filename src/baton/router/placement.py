@@ -149,9 +149,8 @@ class Placement:
 
     def _note_kind(self, worker: Worker) -> None:
         if worker.role is _DECODE:
-            takes_whole = worker.facts is not None and worker.facts.takes_whole_requests
             mine, other = self._take_whole, self._split_only
-            if not takes_whole:
+            if not worker.takes_whole_requests:
                 mine, other = other, mine
             other.discard(worker.id)
             mine.add(worker.id)

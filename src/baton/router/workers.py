@@ -159,6 +159,11 @@ class Worker:
         return self.is_healthy and not self.drainers
 
     @property
+    def takes_whole_requests(self) -> bool:
+        """Of a decode worker: whether it says that it needs no prefill worker."""
+        return self.facts is not None and self.facts.takes_whole_requests
+
+    @property
     def bootstrap_port(self) -> int | None:
         if self.spec.bootstrap_port is not None or self.facts is None:
             return self.spec.bootstrap_port

@@ -55,10 +55,10 @@ def _fitting(made: Dataset, limit: int | None) -> Dataset:
 def as_text(session: Session, tokenizer: Tokenizer) -> Session:
     """Encoding the text again may give a few tokens more or fewer: the server's own count is what
     the report has."""
-    return Session(tuple(_turnas_text(turn, tokenizer) for turn in session.turns), session.at_s)
+    return Session(tuple(_turn_as_text(turn, tokenizer) for turn in session.turns), session.at_s)
 
 
-def _turnas_text(turn: Turn, tokenizer: Tokenizer) -> Turn:
+def _turn_as_text(turn: Turn, tokenizer: Tokenizer) -> Turn:
     if isinstance(turn.content, str):
         return turn
     return replace(turn, content=tokenizer.decode(turn.content))
