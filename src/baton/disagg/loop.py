@@ -17,7 +17,7 @@ from baton.core.profile import ProfileNotes
 from baton.disagg.core_sharing import CoreSharing
 from baton.disagg.role import EngineRole
 from baton.engine.core import EngineCore
-from baton.engine.step_pace import StepPace
+from baton.engine.step_pace import StepPace, StepTarget
 from baton.ipc.engine_socket import EngineSocket
 from baton.ipc.peer_link import PeerEvent, PeerLink
 from baton.messages.engine import (
@@ -61,7 +61,7 @@ class EngineLoop:
         clock: Clock,
         link: PeerLink | None = None,
         sharing: CoreSharing | None = None,
-        step_target_s: float | None = None,
+        step_target: StepTarget | None = None,
     ):
         self._core = core
         self._role = role
@@ -71,7 +71,7 @@ class EngineLoop:
         self._clock = clock
         self._link = link
         self._sharing = sharing
-        self._step_target_s = step_target_s
+        self._step_target = step_target
         self._paces = {is_shared: StepPace() for is_shared in (False, True)}
         self._stats_due_s = 0.0
         self._was_busy = True
@@ -116,7 +116,9 @@ class EngineLoop:
 
     def _step(self) -> None:
         is_shared = self._sharing is not None and self._role.prompts_are_computed
-        target_s = self._step_target_s
+        target_s = None
+        if self._step_target is not None:
+            target_s = self._step_target.of(self._core.scheduler.lone_prompt)
         if self._sharing is not None:
             self._sharing.begin_step(is_shared)
             if is_shared and target_s is not None:

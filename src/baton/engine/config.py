@@ -1,5 +1,6 @@
 """Options of the engine; the worker's command line is derived from these fields."""
 
+import math
 from dataclasses import dataclass, field
 
 from baton.core.errors import ConfigError
@@ -29,6 +30,20 @@ class EngineConfig:
         metadata={
             "help": "read prompts in pieces beside running streams, so that a step takes about "
             "this long (default: whatever --chunked-prefill-size takes)"
+        },
+    )
+    smooth_step_target_ms: float | None = field(
+        default=None,
+        metadata={
+            "help": "the same while the only prompt to be read is one of more tokens than "
+            "--chunked-prefill-size (default: --step-target-ms)"
+        },
+    )
+    prompt_slack_ms: float = field(
+        default=0.0,
+        metadata={
+            "help": "each token of a prompt lets those that came this much later go first, if "
+            "they are shorter (default: 0, first come, first served)"
         },
     )
     context_length: int | None = field(
@@ -79,6 +94,22 @@ class EngineConfig:
         if self.step_target_ms is not None and not self.step_target_ms > 0.0:
             raise ConfigError(
                 f"--step-target-ms {self.step_target_ms:g} is not above 0; 80 keeps streams smooth"
+            )
+        if self.smooth_step_target_ms is not None:
+            if self.step_target_ms is None:
+                raise ConfigError(
+                    f"--smooth-step-target-ms {self.smooth_step_target_ms:g} says how much shorter "
+                    "some steps are; give --step-target-ms too"
+                )
+            if not 0.0 < self.smooth_step_target_ms <= self.step_target_ms:
+                raise ConfigError(
+                    f"--smooth-step-target-ms {self.smooth_step_target_ms:g} is not above 0 and at "
+                    f"most --step-target-ms {self.step_target_ms:g}"
+                )
+        if not 0.0 <= self.prompt_slack_ms < math.inf:
+            raise ConfigError(
+                f"--prompt-slack-ms {self.prompt_slack_ms:g} is not a time of 0 or more; 2 lets a "
+                "prompt of 500 tokens wait for a second"
             )
         if not 0.0 < self.mem_fraction_static < 1.0:
             raise ConfigError(

@@ -85,6 +85,7 @@ class EngineCore:
             max_running_requests=config.max_running_requests,
             max_tokens_per_step=config.chunked_prefill_size,
         )
+        self._slack_s = config.prompt_slack_ms / 1000
         self._runner = runner
         self._sampler = Sampler(kernels)
         self._clock = clock
@@ -134,6 +135,11 @@ class EngineCore:
     def queue(self, sequence: Sequence, now_s: float) -> None:
         """Let an accepted sequence wait for its first step."""
         scheduler = self.scheduler
+        if self._slack_s:
+            # Cached blocks may be gone when its turn comes; then it has only been early.
+            hits = self.pool.lookup(sequence.hashes(self.block_size))
+            num_uncached = sequence.num_tokens - len(hits) * self.block_size
+            sequence.due_s = now_s + self._slack_s * num_uncached
         why = f"{scheduler.num_waiting} ahead, {scheduler.num_running} running"
         sequence.timeline.enter("queue", now_s, why)
         scheduler.add(sequence)

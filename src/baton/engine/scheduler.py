@@ -1,16 +1,17 @@
 """Which sequences take part in the next step, and how many tokens of each.
 
 Continuous batching with chunked prefill: running sequences that decode get one token each, what is
-left of the step's token budget goes to prompts, in order of (priority, arrival). Beside such
-sequences the budget may be smaller, so that their next token does not wait long. A sequence is
-admitted only when the pool has room for all its tokens so far, so a half-read prompt never waits
-for another one. When a decoding sequence finds no block, the last in line is preempted: its blocks
+left of the step's token budget goes to prompts, in order of (priority, due time), so a newcomer may
+pass one that is half read. Beside such sequences the budget may be smaller, so that their next
+token does not wait long. A sequence is admitted only when the pool has room for all its tokens so
+far, so a half-read prompt never waits for another one's blocks. When a decoding sequence finds no block, the last in line is preempted: its blocks
 go, and it is computed again later (recompute; by the exactness contract its text stays the same).
 
 Pure: no clock, no torch, no sockets; state in, decision out.
 """
 
 from bisect import insort
+from collections import deque
 from dataclasses import dataclass
 
 from baton.engine.sequence import Sequence, SequenceState
@@ -59,6 +60,13 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def lone_prompt(self) -> Sequence | None:
+        """The one whose prompt is to be read, if there is one and no other."""
+        unread = [each for each in self._running if each.num_uncomputed_tokens > 1]
+        unread += self._waiting[:2]
+        return unread[0] if len(unread) == 1 else None
+
+    @property
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
@@ -99,15 +107,21 @@ class Scheduler:
         if plan.spans and max_tokens_beside_streams is not None:
             left = max(self._block_size, max_tokens_beside_streams - len(plan.spans))
             budget = min(budget, left)
-        for sequence in self._running:
-            if budget > 0 and sequence.num_uncomputed_tokens > 1:
-                budget -= self._schedule_chunk(plan, sequence, budget)
-        while budget > 0 and self._waiting and len(self._running) < self._max_running:
-            if plan.preempted or not self._admit(self._waiting[0]):
+        half_read = deque(each for each in self._running if each.num_uncomputed_tokens > 1)
+        may_admit = not plan.preempted
+        while budget > 0:
+            may_admit = may_admit and len(self._running) < self._max_running
+            first = self._waiting[0] if may_admit and self._waiting else None
+            if first is not None and (not half_read or first.rank < half_read[0].rank):
+                may_admit = self._admit(first)
+                if not may_admit:
+                    continue
+                plan.admitted.append(self._waiting.pop(0))
+            elif half_read:
+                first = half_read.popleft()
+            else:
                 break
-            sequence = self._waiting.pop(0)
-            plan.admitted.append(sequence)
-            budget -= self._schedule_chunk(plan, sequence, budget)
+            budget -= self._schedule_chunk(plan, first, budget)
         return plan
 
     def _schedule_decodes(self, plan: StepPlan) -> None:
@@ -174,5 +188,5 @@ class Scheduler:
         return -(-num_tokens // self._block_size)
 
 
-def _rank(sequence: Sequence) -> tuple[int, int]:
+def _rank(sequence: Sequence) -> tuple[int, float, int]:
     return sequence.rank

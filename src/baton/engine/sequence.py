@@ -34,14 +34,16 @@ _LEGAL = {
 
 
 class Sequence:
-    """Progress of one request. `order` is its place in line among equal priorities. Resumed output
-    is computed like a prompt, so it counts among `num_prompt_tokens` here.
-    `held_output` is a prefill leg's one token, until it is delivered. `now_s`: when it came."""
+    """Progress of one request. `order`: how many came before. `due_s`: until when its prompt lets
+    others go first that are due sooner. Resumed output is computed like a prompt, so it counts
+    among `num_prompt_tokens` here. `held_output` is a prefill leg's one token, until it is
+    delivered. `now_s`: when it came."""
 
     def __init__(self, request: EngineRequest, order: int, now_s: float = 0.0):
         self.request = request
         self.timeline = Timeline.begin(request.request_id, "accepted", now_s)
         self.order = order
+        self.due_s = now_s
         self.state = SequenceState.NEW
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(request.prompt_token_ids)
@@ -86,9 +88,9 @@ class Sequence:
         return len(self.token_ids) - self.num_computed_tokens
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, float, int]:
         """Sort key: who goes first."""
-        return self.request.priority, self.order
+        return self.request.priority, self.due_s, self.order
 
     def move_to(self, state: SequenceState) -> None:
         assert state in _LEGAL[self.state], f"{self.request_id}: {self.state} -> {state}"

@@ -5,8 +5,30 @@ By the exactness contract the size of that share changes no result, so it may fo
 Elsewhere: who asks and tells (core.py), which rows they become (scheduler.py).
 """
 
+from dataclasses import dataclass
+
+from baton.engine.sequence import Sequence
+
 _SHARE_OF_NEWEST = 0.3
 """Weight of one step, so that a longer context or a taken core shows within a few."""
+
+
+@dataclass(frozen=True)
+class StepTarget:
+    """How long a step with a piece of a prompt beside running streams may take. `smooth_s`: where
+    nobody else waits for a prompt of more than `long_tokens`, so that it alone comes later for it.
+    """
+
+    usual_s: float
+    smooth_s: float
+    long_tokens: int
+
+    def of(self, lone: Sequence | None) -> float:
+        """`lone`: the sequence whose prompt is the only one to be read."""
+        if lone is None:
+            return self.usual_s
+        num_tokens = lone.num_prompt_tokens - lone.num_cached_tokens
+        return self.smooth_s if num_tokens > self.long_tokens else self.usual_s
 
 
 class StepPace:

@@ -28,8 +28,10 @@ from baton.disagg.prefill import PrefillRole
 from baton.disagg.role import EngineRole, UnifiedRole
 from baton.disagg.terms import terms_of
 from baton.disagg.writers import DecodePeers
+from baton.engine.config import EngineConfig
 from baton.engine.core import EngineCore
 from baton.engine.runner import ModelRunner
+from baton.engine.step_pace import StepTarget
 from baton.ipc.engine_socket import ApiGone, EngineSocket
 from baton.ipc.peer_link import PeerEvent, PeerLink
 from baton.kernels import _native
@@ -114,9 +116,8 @@ def _run(spec: EngineSpec, secret: str, api: EngineSocket) -> None:
     checksums = BlockChecksums(segment.view(), layout.block_bytes)
     role = _role(spec, core, layout, checksums, transports, link, engine_id, api, clock)
     sharing = _sharing(spec, model.kernels)
-    target_ms = spec.engine.step_target_ms
-    target_s = None if target_ms is None else target_ms / 1000
-    loop = EngineLoop(core, role, api, events, transports, clock, link, sharing, target_s)
+    target = _step_target(spec.engine)
+    loop = EngineLoop(core, role, api, events, transports, clock, link, sharing, target)
     api.send(loop.stats())
     api.send(
         EngineReady(
@@ -242,6 +243,13 @@ def _link(
         heartbeat_interval_s=spec.disagg.heartbeat_interval_s,
         max_missed=spec.disagg.heartbeat_max_failure,
     )
+
+
+def _step_target(config: EngineConfig) -> StepTarget | None:
+    if config.step_target_ms is None:
+        return None
+    smooth_ms = config.smooth_step_target_ms or config.step_target_ms
+    return StepTarget(config.step_target_ms / 1000, smooth_ms / 1000, config.chunked_prefill_size)
 
 
 def _sharing(spec: EngineSpec, kernels: _native.Kernels | None) -> CoreSharing | None:

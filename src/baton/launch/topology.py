@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from baton.core.errors import ConfigError
 from baton.core.request import Role
 from baton.router.policies import PolicyName
+from baton.router.split import SplitRules
 
 PREFILL_NICE = 19
 DECODE_SHARE = 0.5
-STEP_TARGET_MS = 70.0
+STEP_TARGET_MS, SMOOTH_STEP_TARGET_MS = 70.0, 20.0
+PROMPT_SLACK_MS = 2.0
 """On one host decode goes first: prefill takes every core that decode leaves idle, and no more.
 
 While prompts are computed, decode leaves it cores: with a thread for every core, and both busy,
@@ -23,10 +25,19 @@ prefill would get next to nothing; with one that never rests, prompts take twice
 (docs/experiments.md). So its steps are on a part of the cores then, with a rest after each. With no
 prompt to compute it has its share of all cores.
 
-Since prefill has no cores of its own, decode takes whole requests as well, and reads their prompts
-in pieces that keep a step near STEP_TARGET_MS; the router says which ones (router/split.py)."""
+Since prefill has no cores of its own, decode takes whole requests as well; the router says which
+ones (router/split.py). Their prompts are read in pieces that keep a step near STEP_TARGET_MS, or
+near SMOOTH_STEP_TARGET_MS while nobody else waits for a long one. Who reads prompts reads short
+ones first, each token of a longer one being worth PROMPT_SLACK_MS of waiting: about four times what
+it takes to read it (docs/experiments.md)."""
 
-_ALONE_ARGV = ["--takes-whole-requests", f"--step-target-ms={STEP_TARGET_MS:g}"]
+_READING_ARGV = [f"--prompt-slack-ms={PROMPT_SLACK_MS:g}"]
+_ALONE_ARGV = [
+    "--takes-whole-requests",
+    f"--step-target-ms={STEP_TARGET_MS:g}",
+    f"--smooth-step-target-ms={SMOOTH_STEP_TARGET_MS:g}",
+    *_READING_ARGV,
+]
 _LOOPBACK = "127.0.0.1"
 DEFAULT_WORKERS = "1p1d"
 _WORKERS_FORM = re.compile(r"(\d+)p(\d+)d")
@@ -55,6 +66,14 @@ class ServeConfig:
     always_split: bool = field(
         default=False,
         metadata={"help": "every request goes to a prefill and a decode worker, also a short one"},
+    )
+    max_whole_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "longest uncached prompt that decode reads itself while it has streams; longer "
+            f"ones are split (default: {SplitRules.max_whole_tokens})",
+            "minimum": 0,
+        },
     )
     policy: str | None = field(
         default=None,
@@ -167,6 +186,7 @@ def _plan_pairs(
         own_argv = [
             f"--disaggregation-bootstrap-port={bootstrap_port}",
             f"--engine-nice={PREFILL_NICE}",
+            *_READING_ARGV,
             *worker_argv,
         ]
         worker = _worker(f"prefill-{i}", "prefill", free_port(), model_path, own_argv)
@@ -206,10 +226,13 @@ def _worker(
 
 def _router(config: ServeConfig, more_argv: Sequence[str]) -> ChildSpec:
     policy = () if config.policy is None else (f"--policy={config.policy}",)
+    limit = config.max_whole_tokens
+    whole = () if limit is None else (f"--max-whole-tokens={limit}",)
     argv = (
         *(sys.executable, "-m", "baton.launch_router"),
         *(f"--host={config.host}", f"--port={config.port}"),
         *policy,
+        *whole,
         *more_argv,
     )
     return ChildSpec("router", config.host, config.port, "/readiness", argv)

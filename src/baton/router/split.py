@@ -6,8 +6,8 @@ longer than `max_stall_s` is split, and a decision changes only for a gain above
 that requests of one size do not flap between two ways that take equally long.
 
 Where prefill has no cores but those of decode, splitting gains no time, so nothing is predicted:
-decode has the request whole, unless a long prompt would slow its streams, which those that wait
-there already do not.
+decode has the request whole, in pieces beside its streams, unless the prompt is longer than
+`max_whole_tokens` and none waits there that slows them already.
 Invariant: `decide` depends on its arguments only, and every decision has a reason.
 Elsewhere: the predictions (policies/predict.py), asking for them (placement.py).
 """
@@ -27,7 +27,7 @@ class SplitRules:
     is_conditional: bool = True
     margin: float = 0.2
     max_stall_s: float = 0.05
-    max_whole_tokens: int = 512
+    max_whole_tokens: int = 8192
 
 
 class SplitReason(enum.StrEnum):

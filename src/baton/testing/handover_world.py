@@ -42,13 +42,24 @@ CONFIG = DisaggConfig(bootstrap_timeout_s=30.0, waiting_timeout_s=40.0)
 class Side:
     """One engine with its role; `turn` is one round of its loop."""
 
-    def __init__(self, num_blocks: int, block_size: int, chunk: int, clock: FakeClock):
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        chunk: int,
+        clock: FakeClock,
+        prompt_slack_ms: float = 0.0,
+    ):
         self.layout = MODEL.kv_layout(block_size)
         self.segment = SharedSegment(num_blocks * self.layout.block_bytes)
         self.checksums = BlockChecksums(self.segment.view(), self.layout.block_bytes)
         pool_view = MODEL.kv_view(self.segment.view(), self.layout, num_blocks)
         self.core = EngineCore(
-            EngineConfig(page_size=block_size, chunked_prefill_size=chunk),
+            EngineConfig(
+                page_size=block_size,
+                chunked_prefill_size=chunk,
+                prompt_slack_ms=prompt_slack_ms,
+            ),
             ModelRunner(MODEL, pool_view, block_size),
             BlockPool(num_blocks),
             context_length=200,

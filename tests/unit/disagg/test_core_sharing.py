@@ -14,7 +14,7 @@ from baton.disagg.core_sharing import CoreSharing, SharingRules
 from baton.disagg.loop import EngineLoop
 from baton.disagg.role import UnifiedRole
 from baton.engine.core import EngineCore
-from baton.engine.step_pace import StepPace
+from baton.engine.step_pace import StepPace, StepTarget
 from baton.ipc.engine_socket import EngineSocket
 from baton.messages.engine import FromEngine, Shutdown, Submit, ToEngine
 from baton.testing.handover_world import Side
@@ -166,7 +166,7 @@ def test_rests_count_as_time_of_a_step() -> None:
             cast(EngineSocket, _ScriptedSocket(clock, [])),
             *(deque(), [], clock),
             sharing=CoreSharing(HALF, 1, None),
-            step_target_s=0.08,
+            step_target=StepTarget(0.08, 0.08, 8),
         )
         request = EngineRequest(
             request_id="r", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(max_new_tokens=1)

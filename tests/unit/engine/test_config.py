@@ -17,8 +17,18 @@ from baton.engine.config import EngineConfig
         ("context_length", 0, "--context-length 0"),
         ("num_threads", 0, "--num-threads 0"),
         ("mem_fraction_static", 1.5, "--mem-fraction-static 1.5"),
+        ("step_target_ms", 0, "--step-target-ms 0"),
+        ("smooth_step_target_ms", 20, "--step-target-ms too"),
+        ("prompt_slack_ms", -1, "--prompt-slack-ms -1"),
+        ("prompt_slack_ms", float("inf"), "--prompt-slack-ms inf"),
     ],
 )
 def test_impossible_options_are_named(field: str, value: float, flag: str) -> None:
     with pytest.raises(ConfigError, match=flag):
         EngineConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("smooth_ms", [0.0, 70.1, float("nan")])
+def test_a_smooth_step_is_no_longer_than_any_other(smooth_ms: float) -> None:
+    with pytest.raises(ConfigError, match=r"--smooth-step-target-ms .* at most --step-target-ms 70"):
+        EngineConfig(step_target_ms=70.0, smooth_step_target_ms=smooth_ms)

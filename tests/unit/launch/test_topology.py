@@ -68,7 +68,7 @@ def test_decode_leaves_cores_and_time_to_prefill_while_prompts_are_computed(
 
 
 def test_decode_takes_whole_requests_as_prefill_has_no_other_cores_unless_all_are_split() -> None:
-    whole = {"--takes-whole-requests", "--step-target-ms=70"}
+    whole = {"--takes-whole-requests", "--step-target-ms=70", "--smooth-step-target-ms=20"}
     prefill, decode = _plan(ServeConfig()).workers
     assert not whole & {*prefill.argv}
     assert whole <= {*decode.argv}
@@ -76,6 +76,20 @@ def test_decode_takes_whole_requests_as_prefill_has_no_other_cores_unless_all_ar
     assert not whole & {*decode.argv}
     with pytest.raises(ConfigError, match="leave out --always-split"):
         ServeConfig(unified=1, always_split=True)
+
+
+def test_who_reads_prompts_reads_short_ones_first() -> None:
+    for config, readers in (
+        (ServeConfig(), {"prefill-0", "decode-0"}),
+        (ServeConfig(always_split=True), {"prefill-0"}),
+        (ServeConfig(unified=1), set()),
+    ):
+        workers = _plan(config).workers
+        assert {each.name for each in workers if "--prompt-slack-ms=2" in each.argv} == readers
+
+
+def test_the_router_hears_which_prompts_are_too_long_for_decode() -> None:
+    assert "--max-whole-tokens=99" in _plan(ServeConfig(max_whole_tokens=99)).router.argv
 
 
 def test_threads_that_the_user_names_come_last_and_count() -> None:
