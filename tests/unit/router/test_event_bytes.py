@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.router._event_bytes import mentions_error
+from baton.router._event_bytes import cut_marks, mentions_error
 
 NEEDLES = [b'"error"', b'"abort"']
 MENTION = re.compile(rb'"(?:error|abort)"')
@@ -72,3 +72,36 @@ def test_as_the_regular_expression_says_of_random_bytes(seed: int) -> None:
 def test_only_bytes_are_searched(other: object) -> None:
     with pytest.raises(TypeError):
         mentions_error(other)  # type: ignore[arg-type]
+
+
+MARKED = re.compile(rb"\n\n: t (.*?)\n\n", re.DOTALL)
+FRAMES = [
+    b"data: {}\n\n",
+    b": t 1\n\n",
+    b": t 15 27\n\n",
+    b": t \n\n",
+    b": t/1 2\n\n",
+    b"\n",
+    b": t 9",
+]
+
+
+@given(st.lists(st.sampled_from(FRAMES), max_size=12))
+def test_marks_are_cut_as_the_regular_expression_does(frames: list[bytes]) -> None:
+    events = b"".join(frames)
+    *pieces, rest = MARKED.split(events)
+    marked = b"".join([step + b"\n\n" for step in pieces[::2]])
+    try:
+        token_ids = [int(number) for mark in pieces[1::2] for number in mark.split()]
+    except ValueError:
+        with pytest.raises(ValueError, match="a mark is not token ids"):
+            cut_marks(events)
+    else:
+        assert cut_marks(events) == (marked, token_ids, rest)
+
+
+@pytest.mark.parametrize("mark", [b"x", b"1 x", b"1x", b"1,2", b"1  2", b"1.5", b"9" * 30, b"\xff"])
+def test_a_mark_of_something_else(mark: bytes) -> None:
+    with pytest.raises(ValueError, match="a mark is not token ids") as raised:
+        cut_marks(b"data: {}\n\n: t 5\n\ndata: {}\n\n: t " + mark + b"\n\n")
+    assert repr(mark) in str(raised.value)
