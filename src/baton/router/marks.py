@@ -11,6 +11,8 @@ import re
 
 import msgspec
 
+from baton.router._event_bytes import cut_marks
+
 MARKS_HEADER = "X-Baton-Marks"
 MARKS_FIELD = MARKS_HEADER.lower()
 MARK = b"\n\n: t "
@@ -51,11 +53,9 @@ class MarkedStream:
         mark makes no sense."""
         if self._held:
             events, self._held = self._held + events, b""
-        *pieces, self._held = MARKED.split(events)
-        if not pieces:
-            return b""
-        self._token_ids += [int(number) for number in b" ".join(pieces[1::2]).split()]
-        return b"\n\n".join(pieces[::2]) + b"\n\n"
+        marked, token_ids, self._held = cut_marks(events)
+        self._token_ids += token_ids
+        return marked
 
     def take_held(self, is_sound: bool = True) -> bytes:
         """The stream is done: its end needs no mark. `is_sound`: it does not end with an error."""

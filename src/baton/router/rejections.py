@@ -3,16 +3,12 @@
 Elsewhere: errors with a status of their own (legs.py).
 """
 
-import re
-
 import msgspec
 
 from baton.router import sse
+from baton.router._event_bytes import mentions_error
 from baton.router.errors import CLIENT_GONE_STATUS, LegRejected
 from baton.router.workers import Worker
-
-_SUSPICIOUS = re.compile(rb'"(?:error|abort)"')
-"""Without either there is no error. One pass over every stream's bytes, cheaper than two."""
 
 
 class _StreamedError(msgspec.Struct):
@@ -37,7 +33,7 @@ _decode_streamed = msgspec.json.Decoder(_StreamedError).decode
 
 def rejection_in(worker: Worker, events: bytes) -> LegRejected | None:
     """The error that a worker tells inside a stream, whose status has already been sent."""
-    if _SUSPICIOUS.search(events) is None:
+    if not mentions_error(events):
         return None
     for payload in sse.payloads(events):
         try:
