@@ -4,8 +4,9 @@ Continuous batching with chunked prefill: running sequences that decode get one 
 left of the step's token budget goes to prompts, in order of (priority, due time), so a newcomer may
 pass one that is half read. Beside such sequences the budget may be smaller, so that their next
 token does not wait long. A sequence is admitted only when the pool has room for all its tokens so
-far, so a half-read prompt never waits for another one's blocks. When a decoding sequence finds no block, the last in line is preempted: its blocks
-go, and it is computed again later (recompute; by the exactness contract its text stays the same).
+far, so a half-read prompt never waits for another one's blocks. When a decoding sequence finds no
+block, the last in line is preempted: its blocks go, and it is computed again later (recompute; by
+the exactness contract its text stays the same).
 
 Pure: no clock, no torch, no sockets; state in, decision out.
 """
