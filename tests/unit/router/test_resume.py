@@ -165,6 +165,8 @@ class Cables:
         while chunk := await reader.read(65536):
             await passing.wait()
             start = chunk.find(b"\r\n\r\n")
+            if chunk.startswith(b"HTTP/1.1 "):
+                left = None  # the answer before was shorter than its cut: this one has its own
             if left is None and b"text/event-stream" in chunk and self.num_cuts > 0:
                 self.num_cuts -= 1
                 left = self.cut_after + start + 4
