@@ -116,23 +116,25 @@ class EngineLoop:
 
     def _step(self) -> None:
         is_shared = self._sharing is not None and self._role.prompts_are_computed
-        target_s = None
-        if self._step_target is not None:
-            target_s = self._step_target.of(self._core.scheduler.lone_prompt)
         if self._sharing is not None:
             self._sharing.begin_step(is_shared)
-            if is_shared and target_s is not None:
-                target_s *= self._sharing.share  # the rest counts, too
         began_s = self._clock.now_s()
-        if target_s is None:
+        if self._step_target is None:
             self._made_progress = self._core.step()
         else:
-            self._made_progress = self._core.step(self._paces[is_shared], target_s)
+            pace = self._paces[is_shared]
+            self._made_progress = self._core.step(pace, self._max_rows(pace, is_shared))
         ended_s = self._clock.now_s()
         limit_s = min((ended_s - began_s) * _DELIVERY_SHARE, _LONGEST_DELIVERY_S)
         self._delivery_limit_s = ended_s + limit_s
         if self._sharing is not None:
             self._sharing.end_step(began_s, ended_s)
+
+    def _max_rows(self, pace: StepPace, is_shared: bool) -> int | None:
+        assert self._step_target is not None, "asked only where there is one"
+        scheduler = self._core.scheduler
+        share = self._sharing.share if self._sharing is not None and is_shared else 1.0
+        return self._step_target.max_rows(pace, scheduler.lone_prompt, scheduler.num_streams, share)
 
     def stats(self) -> EngineStats:
         counters, ledger = self._core.counters, self._core.ledger()

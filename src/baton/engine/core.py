@@ -6,7 +6,6 @@ and its blocks released. A prefill leg is held when its prompt is computed, unti
 Elsewhere: who runs (scheduler.py), the forward pass (runner.py), the process around it (launch/).
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -154,12 +153,12 @@ class EngineCore:
             self.scheduler.remove(sequence)
         self._finish(sequence, finish)
 
-    def step(self, pace: StepPace | None = None, target_s: float = math.inf) -> bool:
+    def step(self, pace: StepPace | None = None, max_rows: int | None = None) -> bool:
         """Compute one plan. Outputs are collected for `take_outputs`. False: nothing can run until
-        somebody gives blocks back. Where `pace` is given, it says how much of prompts fits into a
-        step of `target_s` beside running streams, and is told what the step took."""
+        somebody gives blocks back. `pace` is told what the step took; it has at most `max_rows` if
+        there are streams among them (step_pace.py)."""
         started_s = self._clock.now_s()
-        plan = self.scheduler.schedule(pace.rows_within(target_s) if pace is not None else None)
+        plan = self.scheduler.schedule(max_rows)
         scheduled_s = self._clock.now_s()
         self.counters.preemptions += len(plan.preempted)
         for sequence in plan.preempted:

@@ -61,6 +61,11 @@ class Scheduler:
         return len(self._running)
 
     @property
+    def num_streams(self) -> int:
+        """Running sequences whose prompts have been read."""
+        return sum(each.num_uncomputed_tokens == 1 for each in self._running)
+
+    @property
     def lone_prompt(self) -> Sequence | None:
         """The one whose prompt is to be read, if there is one and no other."""
         unread = [each for each in self._running if each.num_uncomputed_tokens > 1]

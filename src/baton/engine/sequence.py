@@ -34,10 +34,10 @@ _LEGAL = {
 
 
 class Sequence:
-    """Progress of one request. `order`: how many came before. `due_s`: until when its prompt lets
-    others go first that are due sooner. Resumed output is computed like a prompt, so it counts
-    among `num_prompt_tokens` here. `held_output` is a prefill leg's one token, until it is
-    delivered. `now_s`: when it came."""
+    """Progress of one request. `order`: how many came before. `due_s`: among equal priorities, who
+    is due sooner goes first. Resumed output is computed like a prompt, so it counts among
+    `num_prompt_tokens` here. `held_output` is a prefill leg's one token, until it is delivered.
+    `now_s`: when it came."""
 
     def __init__(self, request: EngineRequest, order: int, now_s: float = 0.0):
         self.request = request

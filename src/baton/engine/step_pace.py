@@ -11,24 +11,10 @@ from baton.engine.sequence import Sequence
 
 _SHARE_OF_NEWEST = 0.3
 """Weight of one step, so that a longer context or a taken core shows within a few."""
-
-
-@dataclass(frozen=True)
-class StepTarget:
-    """How long a step with a piece of a prompt beside running streams may take. `smooth_s`: where
-    nobody else waits for a prompt of more than `long_tokens`, so that it alone comes later for it.
-    """
-
-    usual_s: float
-    smooth_s: float
-    long_tokens: int
-
-    def of(self, lone: Sequence | None) -> float:
-        """`lone`: the sequence whose prompt is the only one to be read."""
-        if lone is None:
-            return self.usual_s
-        num_tokens = lone.num_prompt_tokens - lone.num_cached_tokens
-        return self.smooth_s if num_tokens > self.long_tokens else self.usual_s
+_ROWS_PER_STREAM = 4
+"""So many of a long prompt go with each stream's one at least, or many streams would starve it. A
+stream's costs two to four of a prompt's (docs/experiments.md), so the prompt has half of the time.
+"""
 
 
 class StepPace:
@@ -49,3 +35,28 @@ class StepPace:
         if self._seconds <= 0.0:
             return None
         return int(target_s * self._num_rows / self._seconds)
+
+
+@dataclass(frozen=True)
+class StepTarget:
+    """How long a step with a piece of a prompt beside running streams may take. `smooth_s`, if it
+    is shorter: where nobody else waits and the prompt has more than `long_tokens`, so that none but
+    it comes later for that."""
+
+    usual_s: float
+    smooth_s: float
+    long_tokens: int
+
+    def max_rows(
+        self, pace: StepPace, lone: Sequence | None, num_streams: int, share: float = 1.0
+    ) -> int | None:
+        """Rows of the next step, those of streams included; None: nothing was measured yet.
+        `lone`: the sequence whose prompt is the only one to be read. `share`: what steps may take
+        of the time, as rests count, too."""
+        usual = pace.rows_within(self.usual_s * share)
+        smooth = pace.rows_within(self.smooth_s * share)
+        if usual is None or smooth is None or lone is None:
+            return usual
+        if lone.num_prompt_tokens - lone.num_cached_tokens <= self.long_tokens:
+            return usual
+        return min(usual, max(smooth, (1 + _ROWS_PER_STREAM) * num_streams))

@@ -157,7 +157,7 @@ def test_a_message_in_the_rest_is_taken_and_starts_no_step() -> None:
 
 def test_rests_count_as_time_of_a_step() -> None:
     clock = FakeClock()
-    for role_type, target_s in ((UnifiedRole, 0.08), (_BusyRole, 0.04)):
+    for role_type, num_rows in ((UnifiedRole, 8), (_BusyRole, 4)):
         side = Side(num_blocks=4, block_size=4, chunk=8, clock=clock)
         asked = _AskedCore(side.core)
         loop = EngineLoop(
@@ -169,23 +169,26 @@ def test_rests_count_as_time_of_a_step() -> None:
             step_target=StepTarget(0.08, 0.08, 8),
         )
         request = EngineRequest(
-            request_id="r", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(max_new_tokens=1)
+            request_id="r", prompt_token_ids=[1, 2, 3], sampling=SamplingParams(max_new_tokens=2)
         )
         side.core.submit(request)
         loop.turn()
-        assert asked.targets_s == [target_s]
+        loop.turn()
+        assert asked.max_rows == [None, num_rows]
 
 
 class _AskedCore:
-    """Notes how long steps may take; everything else is the real one's."""
+    """A hundred rows take a second, it says. It notes what steps may have; everything else is the
+    real one's."""
 
     def __init__(self, core: EngineCore):
         self._core = core
-        self.targets_s: list[float] = []
+        self.max_rows: list[int | None] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._core, name)
 
-    def step(self, pace: StepPace, target_s: float) -> bool:
-        self.targets_s.append(target_s)
-        return self._core.step(pace, target_s)
+    def step(self, pace: StepPace, max_rows: int | None) -> bool:
+        self.max_rows.append(max_rows)
+        pace.note(100, 1.0)
+        return self._core.step(None, max_rows)

@@ -8,7 +8,7 @@ from baton.core.request import EngineRequest
 from baton.core.sampling import SamplingParams
 from baton.disagg.role import UnifiedRole
 from baton.engine.sequence import Sequence
-from baton.engine.step_pace import StepTarget
+from baton.engine.step_pace import StepPace, StepTarget
 from baton.testing.handover_world import MODEL, Side
 
 BLOCK_SIZE = 4
@@ -108,11 +108,41 @@ def test_the_only_prompt_is_known_whether_it_waits_or_is_half_read() -> None:
     assert scheduler.lone_prompt is None, "a stream is no prompt"
 
 
-def test_only_a_long_prompt_that_is_alone_is_read_in_smooth_steps() -> None:
+@pytest.mark.parametrize(
+    ("num_tokens", "num_cached", "num_streams", "share", "expected"),
+    [
+        (513, 0, 1, 1.0, 25),
+        (513, 0, 1, 0.4, 10),
+        (512, 0, 1, 1.0, 70),
+        (513, 1, 1, 1.0, 70),
+        (513, 0, 6, 1.0, 30),  # four of its own for each stream's
+        (513, 0, 99, 1.0, 70),
+    ],
+)
+def test_a_long_prompt_that_is_alone_is_read_in_smooth_steps(
+    num_tokens: int, num_cached: int, num_streams: int, share: float, expected: int
+) -> None:
+    pace = StepPace()
     target = StepTarget(usual_s=0.07, smooth_s=0.025, long_tokens=512)
-    long = Sequence(_request("long", 513, 1), 0)
-    assert target.of(long) == 0.025
-    assert target.of(None) == 0.07
-    assert target.of(Sequence(_request("short", 512, 1), 0)) == 0.07
-    long.num_cached_tokens = 1
-    assert target.of(long) == 0.07
+    lone = Sequence(_request("lone", num_tokens, 1), 0)
+    lone.num_cached_tokens = num_cached
+    assert target.max_rows(pace, lone, num_streams, share) is None, "nothing was measured yet"
+    pace.note(1000, 1.0)
+    assert target.max_rows(pace, lone, num_streams, share) == expected
+    assert target.max_rows(pace, None, num_streams) == 70
+
+
+def test_a_smooth_step_is_never_longer_than_another() -> None:
+    pace = StepPace()
+    pace.note(1000, 1.0)
+    target = StepTarget(usual_s=0.01, smooth_s=0.025, long_tokens=512)
+    assert target.max_rows(pace, Sequence(_request("lone", 513, 1), 0), 1) == 10
+
+
+def test_who_decodes_is_a_stream_and_who_is_read_is_not() -> None:
+    side = _side(prompt_slack_ms=0.0)
+    side.core.submit(_request("first", 8, 1, num_new=9))
+    side.turn()
+    side.core.submit(_request("second", 40, 2))
+    side.turn()
+    assert side.core.scheduler.num_streams == 1

@@ -55,21 +55,15 @@ def _expected(prompt: list[int], num_new: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def _pace(num_rows: int, seconds: float) -> StepPace:
-    pace = StepPace()
-    pace.note(num_rows, seconds)
-    return pace
-
-
 def test_a_prompt_is_cut_only_while_streams_run_and_its_tokens_stay_the_same() -> None:
     core = Side(num_blocks=40, block_size=BLOCK_SIZE, chunk=32, clock=FakeClock()).core
     core.submit(_sequence("a stream", 32))
-    core.step(_pace(100, 1.0), 0.08)
+    core.step(max_rows=8)
     assert core.counters.prompt_tokens == 32, "nobody waits beside it"
     core.submit(_sequence("prompt", 20, num_new=3))
     for wanted in (7, 7, 6):  # one of eight rows is the stream's
         before = core.counters.prompt_tokens
-        core.step(_pace(100, 1.0), 0.08)
+        core.step(max_rows=8)
         assert core.counters.prompt_tokens - before == wanted
     while core.has_work:
         core.step()
@@ -84,7 +78,7 @@ def test_a_prompt_goes_on_by_a_block_however_late_a_step_is() -> None:
     side.core.step()
     side.core.submit(_sequence("prompt", 12, num_new=1))
     before = side.core.counters.prompt_tokens
-    side.core.step(_pace(1, 1000.0), 0.08)
+    side.core.step(max_rows=0)
     assert side.core.counters.prompt_tokens - before == BLOCK_SIZE
 
 
@@ -94,7 +88,7 @@ def test_steps_tell_the_pace_only_when_they_compute_prompts() -> None:
     pace = _CountingPace()
     side.core.submit(_sequence("r", 8, num_new=3))
     while side.core.has_work:
-        side.core.step(pace, 0.08)
+        side.core.step(pace)
     assert pace.noted == [8]
     (last,) = [output.finish for output in side.core.take_outputs() if output.finish]
     assert last.reason is FinishReason.LENGTH
