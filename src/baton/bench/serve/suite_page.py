@@ -167,11 +167,12 @@ def _how(report: SuiteReport) -> str:
     machine = report.machine
     memory = f"{machine.memory_bytes / 2**30:.0f} GiB"
     sources = dict.fromkeys(str(each.dataset.get("source")) for each in report.loads.values())
+    rounds = f"{report.rounds}, stopped before their end" if report.is_stopped else report.rounds
     lines = [
         f"    {shlex.join(report.command)}",
         "",
         f"Begun {report.started_at} on {machine.cpu}, {machine.cores} cores, {memory}, "
-        f"{machine.system}; rounds: {report.rounds}, in each every server once, every other round"
+        f"{machine.system}; rounds: {rounds}, in each every server once, every other round"
         " backwards, started afresh, all loads one after another. Rounds and loads send different"
         " prompts, all servers the same. The client runs on the same cores. Every figure is"
         " defined in [benchmarking.md](benchmarking.md).",
