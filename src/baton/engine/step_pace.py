@@ -2,7 +2,7 @@
 
 A prompt that is read beside running streams delays each of their tokens by its share of the step.
 By the exactness contract the size of that share changes no result, so it may follow measured time.
-Elsewhere: who asks and tells (core.py), which rows they become (scheduler.py).
+Elsewhere: who asks (disagg/loop.py), who tells (core.py), which rows they become (scheduler.py).
 """
 
 from dataclasses import dataclass
