@@ -2,11 +2,16 @@
 //
 // It mirrors models/llama.py line by line; it exists because a step of a small model is over before
 // Python would have made its few hundred calls.
+// Threads that meet after each product all wait when one of them loses its core for a moment. So
+// with some rows for each, threads take their rows through all layers and meet once; with fewer or
+// many more rows they share each product.
 // Elsewhere: what each kernel computes (kernels.h), weights (models/native_decoder.py).
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
+#include <deque>
 #include <vector>
 
 #include "kernels.h"
@@ -61,14 +66,37 @@ class Decoder {
   // are `layer_bytes` apart in a block.
   void forward(const DecoderInput& input, KvLayer kv, int64_t layer_bytes, float* logits);
 
-  // Nanoseconds spent in each stage since the start.
-  const std::array<int64_t, kNumStages>& stage_ns() const { return stage_ns_; }
+  // Nanoseconds spent in each stage since the start, by the thread that calls `forward`.
+  const std::array<int64_t, kNumStages>& stage_ns() const { return lanes_[0].stage_ns; }
 
  private:
-  void attend(const DecoderLayer& layer, const DecoderInput& input, const KvLayer& kv);
-  void finish_layer(const DecoderLayer& layer, int num_rows);
-  void select_rows(const DecoderInput& input);
-  void count(Stage stage);
+  // What rows need on their way through the layers.
+  struct Lane {
+    std::vector<float> x, qkv, attended, gated, halves, selected;
+    ActivationBuffer activations;
+    std::atomic<int> num_written{0};  // layers to which its keys and values have been written
+    std::array<int64_t, kNumStages> stage_ns{};
+    int64_t last_ns = 0;
+
+    void count(Stage stage);
+  };
+  // Some neighbouring rows of a batch. If it begins within a span, `before` is the lane of the part
+  // that has the span's earlier rows.
+  struct Part {
+    DecoderInput input;
+    std::vector<Span> spans;
+    std::vector<int64_t> logit_rows;
+    float* logits;
+    const Lane* before;
+  };
+
+  int num_parts(const DecoderInput& input) const;
+  std::vector<Part> cut(const DecoderInput& input, int num_parts, float* logits);
+  void run(Lane& lane, ThreadPool& threads, const Part& part, KvLayer kv, int64_t layer_bytes);
+  void attend(Lane& lane, ThreadPool& threads, const DecoderLayer& layer, const Part& part,
+              const KvLayer& kv, int index);
+  void finish_layer(Lane& lane, ThreadPool& threads, const DecoderLayer& layer, int num_rows);
+  void select_rows(Lane& lane, const DecoderInput& input);
 
   const KernelTable& kernels_;
   ThreadPool& threads_;
@@ -78,10 +106,7 @@ class Decoder {
   Linear lm_head_;
   std::vector<DecoderLayer> layers_;
 
-  std::vector<float> x_, qkv_, attended_, gated_, halves_, selected_;
-  ActivationBuffer activations_;
-  std::array<int64_t, kNumStages> stage_ns_{};
-  int64_t last_ns_ = 0;
+  std::deque<Lane> lanes_;  // one for each part
 };
 
 }  // namespace baton

@@ -79,11 +79,7 @@ void ThreadPool::run(int num_pieces, Piece function, void* job) {
     wake_.notify_all();
   }
   take_pieces(0);
-  for (int i = 0; num_done_.load(std::memory_order_acquire) < num_pieces; ++i) {
-    pause_briefly();
-    // The last piece's thread may have lost its core: let it have this one.
-    if (i > kPausesBeforeYield) sched_yield();
-  }
+  wait_until_reaches(num_done_, num_pieces);
 }
 
 void ThreadPool::take_pieces(int thread) {
@@ -135,6 +131,14 @@ void ThreadPool::work(int thread) {
   while (wait_for_job(own, seen)) {
     seen = job_of(own.ticket.load(std::memory_order_acquire));
     take_pieces(thread);
+  }
+}
+
+void wait_until_reaches(const std::atomic<int>& counted, int wanted) {
+  for (int i = 0; counted.load(std::memory_order_acquire) < wanted; ++i) {
+    pause_briefly();
+    // Who counts may have lost its core: let it have this one.
+    if (i > kPausesBeforeYield) sched_yield();
   }
 }
 

@@ -31,6 +31,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return int(workers_.size()) + 1; }
+  // Of these, how many work since the last `limit`.
+  int num_working() const { return num_working_.load(std::memory_order_relaxed); }
 
   // From the next `run` on, only so many threads work; the others sleep, and leave their cores to
   // whoever needs them. From 1 to num_threads.
@@ -79,6 +81,9 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
 };
+
+// Until other threads have counted so far.
+void wait_until_reaches(const std::atomic<int>& counted, int wanted);
 
 // While it lives, this thread flushes denormals to zero (see simd.h).
 class DenormalsOff {

@@ -14,9 +14,14 @@ Pure: no clock, no torch, no sockets; state in, decision out.
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 from baton.engine.sequence import Sequence, SequenceState
 from baton.kvcache.block_pool import BlockPool
+
+_LEAST_PROMPT_TOKENS: Final = 8
+"""Of a step, if a prompt is to be read: it goes on however late steps are, and fewer would take
+hardly less time."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +110,13 @@ class Scheduler:
 
     def schedule(self, max_tokens_beside_streams: int | None = None) -> StepPlan:
         """Decide one step. Blocks for everything in the plan are allocated on return. Where
-        sequences decode, the step has at most so many tokens, but prompts never get less than a
-        block of it."""
+        sequences decode, the step has at most so many tokens, but prompts never get less than
+        `_LEAST_PROMPT_TOKENS` of it."""
         plan = StepPlan([], [], [])
         self._schedule_decodes(plan)
         budget = self._max_tokens - len(plan.spans)
         if plan.spans and max_tokens_beside_streams is not None:
-            left = max(self._block_size, max_tokens_beside_streams - len(plan.spans))
+            left = max(_LEAST_PROMPT_TOKENS, max_tokens_beside_streams - len(plan.spans))
             budget = min(budget, left)
         half_read = deque(each for each in self._running if each.num_uncomputed_tokens > 1)
         may_admit = not plan.preempted

@@ -11,10 +11,10 @@ from baton.engine.sequence import Sequence
 
 _SHARE_OF_NEWEST = 0.3
 """Weight of one step, so that a longer context or a taken core shows within a few."""
-_ROWS_PER_STREAM = 4
-"""So many of a long prompt go with each stream's one at least, or many streams would starve it. A
-stream's costs two to four of a prompt's (docs/experiments.md), so the prompt has half of the time.
-"""
+_ROWS_PER_STREAM = 2
+"""So many of a long prompt go with each stream's one at least, or many streams would starve it."""
+_FEW_STREAMS = 2
+"""Smooth steps make a long prompt take up to twice as long: more than so few streams gain by it."""
 
 
 class StepPace:
@@ -40,8 +40,8 @@ class StepPace:
 @dataclass(frozen=True)
 class StepTarget:
     """How long a step with a piece of a prompt beside running streams may take. `smooth_s`, if it
-    is shorter: where nobody else waits and the prompt has more than `long_tokens`, so that none but
-    it comes later for that."""
+    is shorter: where nobody else waits, the prompt has more than `long_tokens` and more than a few
+    streams run, so that many gain by it and none but the prompt comes later for it."""
 
     usual_s: float
     smooth_s: float
@@ -55,7 +55,7 @@ class StepTarget:
         of the time, as rests count, too."""
         usual = pace.rows_within(self.usual_s * share)
         smooth = pace.rows_within(self.smooth_s * share)
-        if usual is None or smooth is None or lone is None:
+        if usual is None or smooth is None or lone is None or num_streams <= _FEW_STREAMS:
             return usual
         if lone.num_prompt_tokens - lone.num_cached_tokens <= self.long_tokens:
             return usual

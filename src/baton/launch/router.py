@@ -16,6 +16,7 @@ from typing import Any
 import uvloop
 
 from baton.core.errors import ConfigError
+from baton.core.prompt_waking import ask_for_short_slice
 from baton.core.stop_requests import StopRequests
 from baton.launch.cluster_secret import (
     CLUSTER_SECRET_FILE,
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_from(args, environ=os.environ)
         configure_logging(_LOG_LEVELS[args.log_level], "router")
         _collect_seldom()
+        ask_for_short_slice()
         uvloop.run(
             run_router(
                 config,

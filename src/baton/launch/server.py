@@ -26,6 +26,7 @@ from baton.api.state import SERVICE, ApiConfig, ServerState, Service
 from baton.checkpoint import default_cache_dir, read_model_card, resolve_model
 from baton.core.errors import BatonError, ConfigError
 from baton.core.model_card import ModelCard
+from baton.core.prompt_waking import ask_for_short_slice
 from baton.core.request import DEFAULT_BOOTSTRAP_PORT
 from baton.core.stop_requests import StopRequests
 from baton.disagg.bootstrap import BootstrapClient, BootstrapServer, PrefillRank
@@ -222,6 +223,7 @@ def main(argv: Sequence[str]) -> int:
             f"taken for a peer; set the same {CLUSTER_SECRET_VARIABLE} on all workers",
             host=worker.host,
         )
+    ask_for_short_slice()
     return uvloop.run(_serve(worker, spec, profile, secret, card, sockets))
 
 

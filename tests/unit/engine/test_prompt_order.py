@@ -111,11 +111,12 @@ def test_the_only_prompt_is_known_whether_it_waits_or_is_half_read() -> None:
 @pytest.mark.parametrize(
     ("num_tokens", "num_cached", "num_streams", "share", "expected"),
     [
-        (513, 0, 1, 1.0, 25),
-        (513, 0, 1, 0.4, 10),
-        (512, 0, 1, 1.0, 70),
-        (513, 1, 1, 1.0, 70),
-        (513, 0, 6, 1.0, 30),  # four of its own for each stream's
+        (513, 0, 3, 1.0, 25),
+        (513, 0, 3, 0.4, 10),
+        (512, 0, 3, 1.0, 70),
+        (513, 1, 3, 1.0, 70),
+        (513, 0, 2, 1.0, 70),  # too few streams gain by it
+        (513, 0, 10, 1.0, 30),  # two of its own for each stream's
         (513, 0, 99, 1.0, 70),
     ],
 )
@@ -136,7 +137,7 @@ def test_a_smooth_step_is_never_longer_than_another() -> None:
     pace = StepPace()
     pace.note(1000, 1.0)
     target = StepTarget(usual_s=0.01, smooth_s=0.025, long_tokens=512)
-    assert target.max_rows(pace, Sequence(_request("lone", 513, 1), 0), 1) == 10
+    assert target.max_rows(pace, Sequence(_request("lone", 513, 1), 0), 3) == 10
 
 
 def test_who_decodes_is_a_stream_and_who_is_read_is_not() -> None:

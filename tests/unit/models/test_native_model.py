@@ -112,6 +112,8 @@ def test_bits_do_not_depend_on_threads_instruction_set_or_blocks(
             (1, 40, 32, 0),
             (2, 50, 16, 129),
             (3, 20, 64, 64),
+            (2, 50, 16, 16),
+            (3, 50, 16, 31),
         ):
             model = native(folder, quantization, num_threads)
             other = open_stepper(

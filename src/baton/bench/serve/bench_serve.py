@@ -51,6 +51,7 @@ from baton.bench.serve.sessions import Content, Dataset
 from baton.bench.serve.wake_meter import WakeMeter
 from baton.core.clock import MonotonicClock
 from baton.core.errors import ConfigError
+from baton.core.prompt_waking import ask_for_short_slice
 from baton.obs.profile_config import ProfileConfig
 from baton.tokenizer.tokenizer import Tokenizer
 
@@ -113,6 +114,7 @@ async def bench_serve(bench: ServeBench) -> Outcome:
     _check_streamed(bench.target, limits)
     require_processes(bench.output.server_pid)
     _raise_file_limit()
+    ask_for_short_slice()
     runner = await _Runner.start(bench)
     others, started_at = OtherLoad(MonotonicClock()), datetime.now(UTC)
     steps: list[Step] | None = None
