@@ -173,7 +173,8 @@ void Decoder::attend(Lane& lane, ThreadPool& threads, const DecoderLayer& layer,
   for_rows(threads, num_tokens, kRowsPerPiece,
            [&](int begin, int end) { kernels_.rotary_write(rotary, kv, begin, end); });
   lane.count(kRotary);
-  // In this order, so that who waits for this lane has waited for all before it.
+  // In this order, so that who waits for this lane has waited for all before it. Nobody waits for a
+  // later part: its keys, which are being written meanwhile, are none that rows here may see.
   if (part.before != nullptr) wait_until_reaches(part.before->num_written, index + 1);
   lane.num_written.store(index + 1, std::memory_order_release);
   const AttentionArgs attention{lane.qkv.data(),      width,

@@ -73,6 +73,12 @@ class HeldDecoder {
       require(logit_rows.data()[i] >= 0 && logit_rows.data()[i] < num_tokens,
               "a logit row is outside the batch");
     const Spans spans = read_spans(rows, block_ids, pool, num_tokens);
+    int num_spanned = 0;
+    for (const Span& span : spans.spans) {
+      require(span.start == num_spanned, "spans do not lie one behind the other");
+      num_spanned += span.num_tokens;
+    }
+    require(num_spanned == num_tokens, "spans do not cover all rows");
     const DecoderInput input{num_tokens,
                              token_ids.data(),
                              slots.data(),
